@@ -1,0 +1,1 @@
+"""pysev: a software model of AMD SEV-ES / SEV-SNP machines."""
