@@ -12,3 +12,128 @@ cdef extern from "ghcbcore/status.h" nogil:
         GHCB_E_UNALIGNED
         GHCB_E_UNKNOWN_CODE
         GHCB_STATUS_END
+
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
+
+cdef extern from "ghcbcore/host.h" nogil:
+    enum:
+        GHCB_MP_RUNNABLE
+        GHCB_MP_UNINITIALIZED
+        GHCB_MP_INIT_RECEIVED
+        GHCB_MP_HALTED
+        GHCB_MP_AP_RESET_HOLD
+        GHCB_HOLD_NONE
+        GHCB_HOLD_NAE
+        GHCB_HOLD_MSR
+        GHCB_ENTRY_RESUME
+        GHCB_ENTRY_LAUNCH
+        GHCB_ENTRY_VECTOR
+        GHCB_EVENT_NONE
+        GHCB_EVENT_SEV_TERM
+        GHCB_EVENT_SHUTDOWN
+        GHCB_EVENT_EINVAL
+        GHCB_EVENT_IO
+        GHCB_EVENT_MMIO
+        GHCB_EVENT_INTERNAL
+        GHCB_EVENT_UNMODELLED
+        GHCB_GUEST_PLAIN
+        GHCB_GUEST_SEV_ES
+        GHCB_GUEST_SNP
+        GHCB_CALL_VMGEXIT
+        GHCB_CALL_INIT
+        GHCB_CALL_SIPI
+        GHCB_CALL_NMI
+        GHCB_CALL_HLT
+        GHCB_CALL_SHUTDOWN
+        GHCB_CALL_SEND_INIT
+        GHCB_CALL_SEND_SIPI
+        GHCB_CALL_END
+        GHCB_VM_WORDS
+        GHCB_VCPU_WORDS
+
+    ctypedef struct ghcb_vm_t:
+        uint64_t jump_table
+        uint64_t event
+        uint64_t event_data
+
+    ctypedef struct ghcb_vcpu_t:
+        uint64_t msr
+        uint64_t sw_exit_code
+        uint64_t sw_exit_info_1
+        uint64_t sw_exit_info_2
+        uint64_t mp_state
+        uint64_t reset_hold
+        uint64_t first_sipi
+        uint64_t init_pending
+        uint64_t sipi_pending
+        uint64_t sipi_vector
+        uint64_t nmi_pending
+        uint64_t entry
+
+    ctypedef struct ghcb_cpuid_entry_t:
+        uint32_t function
+        uint32_t index
+        uint32_t eax
+        uint32_t ebx
+        uint32_t ecx
+        uint32_t edx
+
+    ctypedef struct ghcb_profile_t:
+        uint64_t guest
+        uint64_t min_version
+        uint64_t max_version
+        uint64_t c_bit
+        uint64_t hv_features
+        const ghcb_cpuid_entry_t *cpuid
+        uint64_t n_cpuid
+
+cdef extern from "ghcbcore/machine.h" nogil:
+    enum:
+        GHCB_BLOCK_GLOBAL
+        GHCB_BLOCK_OWN
+        GHCB_BLOCK_OTHER
+        GHCB_BLOCK_SHIFT
+        GHCB_BLOCK_WORD
+        GHCB_OP_EQ
+        GHCB_OP_NE
+        GHCB_OP_LT
+        GHCB_OP_GE
+        GHCB_OP_LAST_TEST
+        GHCB_OP_SET
+        GHCB_OP_ADD
+        GHCB_OP_SHR
+        GHCB_OP_SKIP
+        GHCB_OP_EACH
+        GHCB_OP_CALL
+        GHCB_OP_END
+        GHCB_BIND_NONE
+        GHCB_BIND_ANY
+        GHCB_MAX_CPUS
+
+    ctypedef struct ghcb_insn_t:
+        uint16_t op
+        uint16_t b_is_word
+        uint32_t skip
+        uint32_t a
+        uint32_t b
+        uint64_t imm
+        uint64_t mask
+
+    ctypedef struct ghcb_alt_t:
+        uint32_t role
+        uint32_t pc
+        uint32_t guard
+        uint32_t n_guards
+        uint32_t effect
+        uint32_t n_effects
+        uint32_t binds
+        uint32_t each
+        uint64_t cost_ns
+        uint64_t delay_ns
+        uint64_t spread
+
+    ctypedef struct ghcb_role_t:
+        uint32_t block
+        uint32_t pc_word
+        uint32_t first
+        uint32_t n_pcs

@@ -1,0 +1,100 @@
+# The meaning of a program: `enabled` and `apply` on words where they stand. Everything that moves
+# a machine (one step from Python, `run`, `check`) comes through these two.
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from ghcbcore cimport clib
+from ghcbcore.clib cimport ghcb_alt_t, ghcb_insn_t, ghcb_profile_t, ghcb_role_t, ghcb_vcpu_t, ghcb_vm_t
+from ghcbcore.host cimport Profile, host_call
+
+
+cdef inline uint64_t *word(uint32_t operand, uint64_t *g, uint64_t *own, uint64_t *other) noexcept nogil:
+    cdef uint32_t block = operand >> clib.GHCB_BLOCK_SHIFT
+    cdef uint64_t *base = g
+    if block == clib.GHCB_BLOCK_OWN:
+        base = own
+    elif block == clib.GHCB_BLOCK_OTHER:
+        base = other
+    return base + (operand & clib.GHCB_BLOCK_WORD)
+
+
+cdef inline bint holds(const ghcb_insn_t *insn, uint64_t *g, uint64_t *own, uint64_t *other) noexcept nogil:
+    cdef uint64_t a = word(insn.a, g, own, other)[0] & insn.mask
+    cdef uint64_t b = word(insn.b, g, own, other)[0] if insn.b_is_word else insn.imm
+    if insn.op == clib.GHCB_OP_EQ:
+        return a == b
+    if insn.op == clib.GHCB_OP_NE:
+        return a != b
+    if insn.op == clib.GHCB_OP_LT:
+        return a < b
+    return a >= b
+
+
+cdef inline bint enabled(
+    const ghcb_insn_t *code, const ghcb_alt_t *alt, uint64_t *g, uint64_t *own, uint64_t *other
+) noexcept nogil:
+    cdef uint32_t i
+    for i in range(alt.guard, alt.guard + alt.n_guards):
+        if not holds(code + i, g, own, other):
+            return False
+    return True
+
+
+cdef inline uint32_t one(
+    const ghcb_insn_t *insn, const ghcb_profile_t *profile,
+    uint64_t *g, uint64_t *own, uint64_t *other,
+) noexcept nogil:
+    """Execute one instruction other than EACH; return how many of the following to skip."""
+    cdef uint64_t *a
+    cdef uint64_t b
+    if insn.op <= clib.GHCB_OP_LAST_TEST:
+        return 0 if holds(insn, g, own, other) else insn.skip
+    if insn.op == clib.GHCB_OP_SKIP:
+        return insn.skip
+    a = word(insn.a, g, own, other)
+    b = word(insn.b, g, own, other)[0] if insn.b_is_word else insn.imm
+    if insn.op == clib.GHCB_OP_SET:
+        a[0] = b & insn.mask
+    elif insn.op == clib.GHCB_OP_ADD:
+        a[0] += b
+    elif insn.op == clib.GHCB_OP_SHR:
+        a[0] = a[0] >> b if b < 64 else 0
+    else:
+        host_call(b, profile, <ghcb_vm_t *> g, <ghcb_vcpu_t *> a)
+    return 0
+
+
+cdef inline void apply(
+    const ghcb_insn_t *code, const ghcb_alt_t *alt, const ghcb_profile_t *profile,
+    uint64_t *g, uint64_t *own, uint64_t *other,
+    uint64_t *slices, Py_ssize_t n_slices, Py_ssize_t n_slice,
+) noexcept nogil:
+    cdef uint32_t i = alt.effect
+    cdef uint32_t end = i + alt.n_effects
+    cdef uint32_t j, block_end
+    cdef Py_ssize_t k
+    while i < end:
+        if code[i].op != clib.GHCB_OP_EACH:
+            i += 1 + one(code + i, profile, g, own, other)
+            continue
+        block_end = i + 1 + code[i].skip
+        for k in range(n_slices):
+            j = i + 1
+            while j < block_end:
+                j += 1 + one(code + j, profile, g, own, slices + k * n_slice)
+        i = block_end
+
+
+cdef class Program:
+    cdef readonly object insns
+    cdef readonly object alts
+    cdef readonly object roles
+    cdef readonly object positions
+    cdef readonly Py_ssize_t n_global
+    cdef readonly Py_ssize_t n_slice
+    cdef readonly Py_ssize_t n_roles
+    cdef readonly Profile profile
+    cdef const ghcb_insn_t *code
+    cdef const ghcb_alt_t *alt
+    cdef const ghcb_role_t *role
+    cdef const uint32_t *first_alt  # of each position; one more entry closes the table

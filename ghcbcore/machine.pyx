@@ -1,0 +1,223 @@
+"""A compiled flow and its one ``step``.
+
+A program is three arrays (instructions, alternatives, roles; their form and meaning are in
+``ghcbcore/machine.h``) and the constants of a host. It moves records: C-contiguous ``uint64``
+arrays of ``n_global + n_cpus * n_slice`` words, where ``n_cpus`` counts the CPUs beside the boot
+CPU. The program holds no state, so any number of records and threads can use one.
+
+``step`` is for replays, tests and users; ``ghcbcore.simulator`` and ``ghcbcore.explorer`` use the
+same two C functions (``machine.pxd``) without the Python call around them.
+"""
+
+import numpy as _np
+
+from ghcbcore import errors as _errors
+
+from ghcbcore cimport clib
+from ghcbcore.clib cimport ghcb_alt_t, ghcb_insn_t, ghcb_role_t
+from ghcbcore.host cimport Profile
+from libc.stdint cimport uint32_t, uint64_t
+
+__all__ = ["ALT_DTYPE", "INSN_DTYPE", "ROLE_DTYPE", "Program"]
+
+cdef ghcb_insn_t _insn
+cdef ghcb_alt_t _alt
+cdef ghcb_role_t _role
+INSN_DTYPE = _np.asarray(<ghcb_insn_t[:1]> &_insn).dtype
+ALT_DTYPE = _np.asarray(<ghcb_alt_t[:1]> &_alt).dtype
+ROLE_DTYPE = _np.asarray(<ghcb_role_t[:1]> &_role).dtype
+
+
+cdef class Program:
+    """Program(insns, alts, roles, n_global, n_slice, profile)
+    --
+
+    Parameters
+    ----------
+    insns : array of INSN_DTYPE
+    alts : array of ALT_DTYPE, sorted by (role, pc)
+    roles : array of ROLE_DTYPE
+    n_global, n_slice : int
+        Words of the global part and of a slice.
+    profile : ghcbcore.host.Profile
+        The host that CALL reaches.
+
+    Raises
+    ------
+    OutOfRange
+        An operand, jump, position or function number lies outside what is declared; the message
+        names the element. A program that was accepted cannot reach outside a record.
+    """
+
+    def __init__(self, insns, alts, roles, Py_ssize_t n_global, Py_ssize_t n_slice, Profile profile not None):
+        self.insns = _np.ascontiguousarray(insns, dtype=INSN_DTYPE)
+        self.alts = _np.ascontiguousarray(alts, dtype=ALT_DTYPE)
+        self.roles = _np.ascontiguousarray(roles, dtype=ROLE_DTYPE)
+        self.n_global = n_global
+        self.n_slice = n_slice
+        self.n_roles = len(self.roles)
+        self.profile = profile
+        if n_global < <Py_ssize_t> clib.GHCB_VM_WORDS + <Py_ssize_t> clib.GHCB_VCPU_WORDS:
+            raise _errors.OutOfRange(f"n_global {n_global}: no room for the VM and the boot vCPU")
+        if n_slice < <Py_ssize_t> clib.GHCB_VCPU_WORDS:
+            raise _errors.OutOfRange(f"n_slice {n_slice}: no room for a vCPU")
+        self._check_roles()
+        self._check_alts()
+        cdef const ghcb_insn_t[::1] code = self.insns
+        cdef const ghcb_alt_t[::1] alt = self.alts
+        cdef const ghcb_role_t[::1] role = self.roles
+        cdef const uint32_t[::1] first = self.positions
+        self.code = &code[0] if code.shape[0] else NULL
+        self.alt = &alt[0]
+        self.role = &role[0]
+        self.first_alt = &first[0]
+        for array in (self.insns, self.alts, self.roles, self.positions):
+            array.flags.writeable = False
+
+    def _check_roles(self):
+        if not 1 <= self.n_roles <= 64:
+            raise _errors.OutOfRange(f"{self.n_roles} roles; 1 to 64 are possible")
+        at = 0
+        for i, role in enumerate(self.roles):
+            words = {clib.GHCB_BLOCK_GLOBAL: self.n_global, clib.GHCB_BLOCK_OWN: self.n_slice}
+            if int(role["block"]) not in words or role["pc_word"] >= words[int(role["block"])]:
+                raise _errors.OutOfRange(f"roles[{i}]: block {role['block']}, word {role['pc_word']}")
+            if role["first"] != at or not 1 <= role["n_pcs"] < 1 << 16:
+                raise _errors.OutOfRange(f"roles[{i}]: first {role['first']}, {role['n_pcs']} positions")
+            at += int(role["n_pcs"])
+
+    def _check_alts(self):
+        roles = self.roles
+        n = len(self.alts)
+        if not n:
+            raise _errors.OutOfRange("no alternatives")
+        order = []
+        for i, alt in enumerate(self.alts):
+            if alt["role"] >= self.n_roles or alt["pc"] >= roles[alt["role"]]["n_pcs"]:
+                raise _errors.OutOfRange(f"alts[{i}]: role {alt['role']}, position {alt['pc']}")
+            if alt["binds"] not in (clib.GHCB_BIND_NONE, clib.GHCB_BIND_ANY):
+                raise _errors.OutOfRange(f"alts[{i}]: binds {alt['binds']}")
+            for first, count in (("guard", "n_guards"), ("effect", "n_effects")):
+                if int(alt[first]) + int(alt[count]) > len(self.insns):
+                    raise _errors.OutOfRange(f"alts[{i}]: instructions end at {alt[first] + alt[count]}")
+            has_own = roles[alt["role"]]["block"] == clib.GHCB_BLOCK_OWN
+            self._check_block(i, int(alt["guard"]), int(alt["n_guards"]), has_own, alt["binds"], True, False)
+            each = self._check_block(
+                i, int(alt["effect"]), int(alt["n_effects"]), has_own, alt["binds"], False, False
+            )
+            if each != bool(alt["each"]):
+                raise _errors.OutOfRange(f"alts[{i}]: each is {alt['each']} but its effects say {each}")
+            order.append(int(roles[alt["role"]]["first"]) + int(alt["pc"]))
+        if order != sorted(order):
+            raise _errors.OutOfRange("alternatives are not sorted by role and position")
+        n_positions = int(roles["n_pcs"].sum())
+        self.positions = _np.searchsorted(order, _np.arange(n_positions + 1)).astype(_np.uint32)
+
+    def _check_block(self, i, first, count, has_own, has_other, is_guard, in_each):
+        each = False
+        at = first
+        while at < first + count:
+            insn = self.insns[at]
+            where = f"alts[{i}], instruction {at}"
+            op = int(insn["op"])
+            if not 1 <= op < clib.GHCB_OP_END or (is_guard and op > clib.GHCB_OP_LAST_TEST):
+                raise _errors.OutOfRange(f"{where}: op {op}")
+            if at + 1 + int(insn["skip"]) > first + count:
+                raise _errors.OutOfRange(f"{where}: skips {insn['skip']}, past the end")
+            operands = [] if op in (clib.GHCB_OP_SKIP, clib.GHCB_OP_EACH) else [int(insn["a"])]
+            if insn["b_is_word"]:
+                operands.append(int(insn["b"]))
+            for operand in operands:
+                block, index = operand >> clib.GHCB_BLOCK_SHIFT, operand & clib.GHCB_BLOCK_WORD
+                allowed = (
+                    block == clib.GHCB_BLOCK_GLOBAL
+                    or (block == clib.GHCB_BLOCK_OWN and has_own)
+                    or (block == clib.GHCB_BLOCK_OTHER and (has_other or in_each))
+                )
+                size = self.n_global if block == clib.GHCB_BLOCK_GLOBAL else self.n_slice
+                if op == clib.GHCB_OP_CALL and operand == int(insn["a"]):
+                    size -= <Py_ssize_t> clib.GHCB_VCPU_WORDS - 1
+                if not allowed or index >= size:
+                    raise _errors.OutOfRange(f"{where}: block {block}, word {index}")
+            if op == clib.GHCB_OP_CALL and (insn["b_is_word"] or insn["imm"] >= clib.GHCB_CALL_END):
+                raise _errors.OutOfRange(f"{where}: host function {insn['imm']}")
+            if op == clib.GHCB_OP_EACH:
+                if in_each:
+                    raise _errors.OutOfRange(f"{where}: EACH inside an EACH")
+                self._check_block(i, at + 1, int(insn["skip"]), has_own, has_other, False, True)
+                at += int(insn["skip"])
+                each = True
+            at += 1
+        return each
+
+    cdef Py_ssize_t _n_cpus(self, uint64_t[::1] record) except -1:
+        cdef Py_ssize_t rest = record.shape[0] - self.n_global
+        if rest < 0 or rest % self.n_slice:
+            raise _errors.OutOfRange(
+                f"record of {record.shape[0]} words: not {self.n_global} + n * {self.n_slice}"
+            )
+        return rest // self.n_slice
+
+    def n_cpus(self, uint64_t[::1] record not None):
+        """Return how many CPUs beside the boot CPU a record holds; OutOfRange if none fits."""
+        return self._n_cpus(record)
+
+    def moves(self, uint64_t[::1] record not None):
+        """Return every possible step of a record.
+
+        Returns
+        -------
+        list of (alt, own, other)
+            Index into ``alts``, index of the agent's slice and of the bound one; -1 for none.
+        """
+        cdef Py_ssize_t n = self._n_cpus(record)
+        cdef uint64_t *g = &record[0]
+        cdef uint64_t *own
+        cdef Py_ssize_t r, i, j
+        cdef uint32_t a
+        out = []
+        for r in range(self.n_roles):
+            per_cpu = self.role[r].block == clib.GHCB_BLOCK_OWN
+            for i in range(n if per_cpu else 1):
+                own = g + self.n_global + i * self.n_slice if per_cpu else g
+                pc = own[self.role[r].pc_word]
+                if pc >= self.role[r].n_pcs:
+                    raise _errors.OutOfRange(f"role {r}, agent {i}: position {pc}")
+                at = self.role[r].first + pc
+                for a in range(self.first_alt[at], self.first_alt[at + 1]):
+                    if self.alt[a].binds == clib.GHCB_BIND_NONE:
+                        if enabled(self.code, self.alt + a, g, own, own):
+                            out.append((a, i if per_cpu else -1, -1))
+                        continue
+                    for j in range(n):
+                        if per_cpu and j == i:
+                            continue
+                        if enabled(self.code, self.alt + a, g, own, g + self.n_global + j * self.n_slice):
+                            out.append((a, i if per_cpu else -1, j))
+        return out
+
+    def step(self, uint64_t[::1] record not None, Py_ssize_t alt, Py_ssize_t own=-1, Py_ssize_t other=-1):
+        """Apply one alternative to a record, in place.
+
+        Raises
+        ------
+        OutOfRange
+            An index is wrong, or the role needs a slice that was not given.
+        StateConflict
+            The agent is not at that position or a guard does not hold; the record is unchanged.
+        """
+        cdef Py_ssize_t n = self._n_cpus(record)
+        if not 0 <= alt < len(self.alts):
+            raise _errors.OutOfRange(f"alt {alt}: there are {len(self.alts)}")
+        cdef const ghcb_alt_t *a = self.alt + alt
+        cdef const ghcb_role_t *role = self.role + a.role
+        cdef bint per_cpu = role.block == clib.GHCB_BLOCK_OWN
+        if (per_cpu and not 0 <= own < n) or (a.binds and (not 0 <= other < n or other == own)):
+            raise _errors.OutOfRange(f"alt {alt}: own {own}, other {other}, {n} CPUs")
+        cdef uint64_t *g = &record[0]
+        cdef uint64_t *slices = g + self.n_global
+        cdef uint64_t *s = slices + own * self.n_slice if per_cpu else g
+        cdef uint64_t *t = slices + other * self.n_slice if a.binds else s
+        if s[role.pc_word] != a.pc or not enabled(self.code, a, g, s, t):
+            raise _errors.StateConflict(f"alt {alt}, own {own}, other {other}: not possible here")
+        apply(self.code, a, &self.profile.c, g, s, t, slices, n, self.n_slice)
