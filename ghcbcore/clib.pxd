@@ -137,3 +137,97 @@ cdef extern from "ghcbcore/machine.h" nogil:
         uint32_t pc_word
         uint32_t first
         uint32_t n_pcs
+
+from libc.stdint cimport uint8_t
+
+cdef extern from "ghcbcore/page.h" nogil:
+    enum:
+        GHCB_VALID_CPL
+        GHCB_VALID_RAX
+        GHCB_VALID_RCX
+        GHCB_VALID_RDX
+        GHCB_VALID_RBX
+        GHCB_VALID_SW_EXIT_CODE
+        GHCB_VALID_SW_EXIT_INFO_1
+        GHCB_VALID_SW_EXIT_INFO_2
+        GHCB_VALID_SW_SCRATCH
+        GHCB_VALID_XCR0
+        GHCB_USAGE_STANDARD
+    const uint64_t GHCB_KVM_REPLY_VALID_LO
+    const uint64_t GHCB_KVM_REPLY_VALID_HI
+
+    ctypedef struct ghcb_page_t:
+        uint8_t cpl
+        uint64_t rax
+        uint64_t rcx
+        uint64_t rdx
+        uint64_t rbx
+        uint64_t sw_exit_code
+        uint64_t sw_exit_info_1
+        uint64_t sw_exit_info_2
+        uint64_t sw_scratch
+        uint64_t xcr0
+        uint64_t valid_bitmap[2]
+        uint32_t ghcb_usage
+
+cdef extern from "ghcbcore/nae.h" nogil:
+    const uint64_t GHCB_NAE_DR7_READ
+    const uint64_t GHCB_NAE_DR7_WRITE
+    const uint64_t GHCB_NAE_RDTSC
+    const uint64_t GHCB_NAE_RDPMC
+    const uint64_t GHCB_NAE_CPUID
+    const uint64_t GHCB_NAE_INVD
+    const uint64_t GHCB_NAE_IOIO
+    const uint64_t GHCB_NAE_MSR
+    const uint64_t GHCB_NAE_VMMCALL
+    const uint64_t GHCB_NAE_RDTSCP
+    const uint64_t GHCB_NAE_WBINVD
+    const uint64_t GHCB_NAE_MONITOR
+    const uint64_t GHCB_NAE_MWAIT
+    const uint64_t GHCB_NAE_MMIO_READ
+    const uint64_t GHCB_NAE_MMIO_WRITE
+    const uint64_t GHCB_NAE_NMI_COMPLETE
+    const uint64_t GHCB_NAE_AP_RESET_HOLD
+    const uint64_t GHCB_NAE_AP_JUMP_TABLE
+    const uint64_t GHCB_NAE_PSC
+    const uint64_t GHCB_NAE_SNP_GUEST_REQUEST
+    const uint64_t GHCB_NAE_SNP_EXT_GUEST_REQUEST
+    const uint64_t GHCB_NAE_SNP_AP_CREATION
+    const uint64_t GHCB_NAE_HV_FEATURES
+    const uint64_t GHCB_NAE_TERMINATE
+    const uint64_t GHCB_NAE_UNSUPPORTED
+    enum:
+        GHCB_REPLY_OK
+        GHCB_REPLY_MALFORMED
+        GHCB_MALFORMED_USAGE
+        GHCB_MALFORMED_MISSING_INPUT
+        GHCB_MALFORMED_INVALID_INPUT
+        GHCB_MALFORMED_INVALID_EVENT
+        GHCB_AP_JUMP_TABLE_SET
+        GHCB_AP_JUMP_TABLE_GET
+        GHCB_IOIO_IN_SHIFT
+        GHCB_IOIO_STRING_SHIFT
+
+cdef extern from "ghcbcore/msr.h" nogil:
+    enum:
+        GHCB_MSR_INFO_MASK
+        GHCB_MSR_DATA_SHIFT
+        GHCB_MSR_SEV_INFO_REQ
+        GHCB_MSR_SEV_INFO_RESP
+        GHCB_MSR_SEV_INFO_RESP_MAX_SHIFT
+        GHCB_MSR_SEV_INFO_RESP_MIN_SHIFT
+        GHCB_MSR_SEV_INFO_RESP_C_BIT_SHIFT
+        GHCB_MSR_CPUID_REQ
+        GHCB_MSR_CPUID_REQ_FN_SHIFT
+        GHCB_MSR_CPUID_REQ_REG_SHIFT
+        GHCB_MSR_CPUID_RESP
+        GHCB_MSR_CPUID_RESP_VALUE_SHIFT
+        GHCB_MSR_AP_RESET_HOLD_REQ
+        GHCB_MSR_AP_RESET_HOLD_RESP
+        GHCB_MSR_AP_RESET_HOLD_RELEASED
+        GHCB_MSR_PREF_GPA_REQ
+        GHCB_MSR_REG_GPA_REQ
+        GHCB_MSR_PSC_REQ
+        GHCB_MSR_HV_FEATURES_REQ
+        GHCB_MSR_HV_FEATURES_RESP
+        GHCB_MSR_TERM_REQ

@@ -77,12 +77,12 @@ cdef void answer_msr(const ghcb_profile_t *profile, ghcb_vm_t *vm, ghcb_vcpu_t *
         )
     elif code == clib.GHCB_MSR_CPUID_REQ:
         entry = find_cpuid(profile, <uint32_t> (request >> clib.GHCB_MSR_CPUID_REQ_FN_SHIFT), 0)
-        register = request >> clib.GHCB_MSR_CPUID_REQ_REG_SHIFT & 3
+        register = request >> clib.GHCB_MSR_CPUID_REQ_REG_SHIFT & 3  # two bits: one of four
         if entry != NULL:
             value = (&entry.eax)[register]
         # bits [31:12] of the request come back unchanged
         vcpu.msr = (
-            (request & 0xffffffff & ~<uint64_t> clib.GHCB_MSR_INFO_MASK)
+            (<uint64_t> (<uint32_t> request) & ~<uint64_t> clib.GHCB_MSR_INFO_MASK)
             | <uint64_t> value << clib.GHCB_MSR_CPUID_RESP_VALUE_SHIFT
             | <uint64_t> clib.GHCB_MSR_CPUID_RESP
         )
@@ -279,7 +279,8 @@ cdef void take_sipi(const ghcb_profile_t *profile, ghcb_vcpu_t *vcpu) noexcept n
             vcpu.sw_exit_info_2 = 1
         elif vcpu.reset_hold == clib.GHCB_HOLD_MSR:
             vcpu.msr = (
-                <uint64_t> 1 << clib.GHCB_MSR_DATA_SHIFT | <uint64_t> clib.GHCB_MSR_AP_RESET_HOLD_RESP
+                <uint64_t> clib.GHCB_MSR_AP_RESET_HOLD_RELEASED << clib.GHCB_MSR_DATA_SHIFT
+                | <uint64_t> clib.GHCB_MSR_AP_RESET_HOLD_RESP
             )
     wake(vcpu)
 

@@ -1,0 +1,627 @@
+"""Flows as tables: what each kind of agent does, written down once.
+
+A flow names the words of the machine's record, and for each kind of agent a program: a list of
+labels, at each label one or more operations, each with the tests that must hold (``when``), what
+it changes (``do``) and the label that follows (``to``; by default the next one). Where several
+operations are possible, any of them may happen; that is how races are written down. Operations
+are built from Python functions (``put``, ``add``, ``call``, ``when``, ``each``); the words of the
+field (VMGEXIT, INIT, park ...) are functions over these, see ``pysev.words``.
+
+``Flow.compile`` turns the tables into the arrays of ``ghcbcore.machine``, whose one ``step`` gives
+them their meaning. Nothing here moves a machine.
+
+Units: costs and delays are nanoseconds.
+
+Examples
+--------
+>>> flow = Flow("ping")
+>>> flow.globals(ball=0)
+>>> boot = flow.agent("boot CPU")
+>>> boot.at("serve", op("serve", do=[put(flow.g.ball, 1)]))
+>>> boot.at("done", ends=True)
+>>> ap = flow.agent("AP", per_cpu=True)
+>>> ap.at("wait", op("take the ball", when=[flow.g.ball == 1], do=[put(flow.g.ball, 0)]))
+>>> ap.at("done", ends=True)
+>>> flow.compile(n_cpus=2).program.n_roles
+2
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from ghcbcore import errors
+from ghcbcore._cffi import lib
+from ghcbcore.host import VCPU_DTYPE, VM_DTYPE, Profile
+from ghcbcore.machine import ALT_DTYPE, INSN_DTYPE, ROLE_DTYPE, Program
+
+if TYPE_CHECKING:
+    from .states import States
+
+__all__ = [
+    "Agent",
+    "Compiled",
+    "Effect",
+    "Field",
+    "Flow",
+    "Hazard",
+    "Op",
+    "Property",
+    "Test",
+    "add",
+    "call",
+    "each",
+    "jump",
+    "op",
+    "put",
+    "shift_right",
+    "when",
+]
+
+WORD = (1 << 64) - 1
+OPPOSITE = {
+    lib.GHCB_OP_EQ: lib.GHCB_OP_NE,
+    lib.GHCB_OP_NE: lib.GHCB_OP_EQ,
+    lib.GHCB_OP_LT: lib.GHCB_OP_GE,
+    lib.GHCB_OP_GE: lib.GHCB_OP_LT,
+}
+
+
+class FlowError(errors.SevError, ValueError):
+    """A flow is not well formed; the text names the agent, label or word."""
+
+
+@dataclass(frozen=True, eq=False)
+class Field:
+    """One word of the record. Comparing it gives a ``Test``; ``field & mask`` tests some bits."""
+
+    name: str
+    block: int
+    index: int
+    mask: int = WORD
+
+    __hash__ = object.__hash__
+
+    def _test(self, opcode: int, value: Value) -> Test:
+        return Test(opcode, self, value)
+
+    def __eq__(self, value: Value) -> Test:  # type: ignore[override]
+        return self._test(lib.GHCB_OP_EQ, value)
+
+    def __ne__(self, value: Value) -> Test:  # type: ignore[override]
+        return self._test(lib.GHCB_OP_NE, value)
+
+    def __lt__(self, value: Value) -> Test:
+        return self._test(lib.GHCB_OP_LT, value)
+
+    def __ge__(self, value: Value) -> Test:
+        return self._test(lib.GHCB_OP_GE, value)
+
+    def __and__(self, mask: int) -> Field:
+        return replace(self, mask=self.mask & mask)
+
+    def __bool__(self) -> bool:
+        raise FlowError(f"{self.name}: a word has no value while a flow is written; use a test")
+
+    @property
+    def operand(self) -> int:
+        return int(self.block << lib.GHCB_BLOCK_SHIFT | self.index)
+
+
+Value = int | Field
+
+
+@dataclass(frozen=True)
+class Test:
+    """One condition on one word. A guard is a list of tests that must all hold."""
+
+    opcode: int
+    field: Field
+    value: Value
+
+    def __bool__(self) -> bool:
+        raise FlowError(f"{self.field.name}: a test is not a truth value; put it into a list")
+
+    def negated(self) -> Test:
+        return replace(self, opcode=OPPOSITE[self.opcode])
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One change, or a block of changes; made by ``put``, ``add``, ``call``, ``when`` ..."""
+
+    opcode: int
+    target: Field | None = None
+    value: Value | str = 0
+    mask: int = WORD
+    tests: tuple[Test, ...] = ()
+    body: tuple[Effect, ...] = ()
+    otherwise: tuple[Effect, ...] = ()
+
+
+def put(target: Field, value: Value) -> Effect:
+    """``target = value``; of a masked field only the bits of the mask are taken."""
+    mask = value.mask if isinstance(value, Field) else WORD
+    return Effect(lib.GHCB_OP_SET, target, value, mask)
+
+
+def add(target: Field, value: Value) -> Effect:
+    """``target += value``, modulo 2**64; a negative number subtracts."""
+    return Effect(lib.GHCB_OP_ADD, target, value)
+
+
+def shift_right(target: Field, n_bits: int) -> Effect:
+    """``target >>= n_bits``."""
+    return Effect(lib.GHCB_OP_SHR, target, n_bits)
+
+
+def call(function: int, vcpu: Words) -> Effect:
+    """Hand the vCPU's words to a function of the host (``GHCB_CALL_*``)."""
+    return Effect(lib.GHCB_OP_CALL, vcpu.first, function)
+
+
+def when(test: Test | Sequence[Test], *body: Effect, otherwise: Sequence[Effect] = ()) -> Effect:
+    """Apply ``body`` if all tests hold, else ``otherwise``; part of one indivisible operation."""
+    tests = (test,) if isinstance(test, Test) else tuple(test)
+    if otherwise and len(tests) != 1:
+        raise FlowError("when: an `otherwise` needs exactly one test")
+    return Effect(lib.GHCB_OP_SKIP, tests=tests, body=body, otherwise=tuple(otherwise))
+
+
+def each(*body: Effect) -> Effect:
+    """Apply ``body`` once with every CPU but the boot CPU as ``flow.other``, own one included."""
+    return Effect(lib.GHCB_OP_EACH, body=body)
+
+
+def jump(agent: Agent, label: str) -> Effect:
+    """Put ``agent`` (of the same CPU) at another label; the operation's own ``to`` comes last."""
+    return Effect(lib.GHCB_OP_SET, agent.pc, label)
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operation; see ``op``."""
+
+    text: str
+    when: tuple[Test, ...] = ()
+    do: tuple[Effect, ...] = ()
+    to: str | None = None
+    pick: bool = False
+    asleep: bool = False
+    cost: int = 100
+    after: int = 0
+    spread: bool = False
+
+
+def op(
+    text: str,
+    *,
+    when: Sequence[Test] = (),
+    do: Sequence[Effect] = (),
+    to: str | None = None,
+    pick: bool = False,
+    asleep: bool = False,
+    cost: int = 100,
+    after: int = 0,
+    spread: bool = False,
+) -> Op:
+    """Write down one operation.
+
+    Parameters
+    ----------
+    text : str
+        What a timeline says when it happens.
+    when : sequence of Test
+        All must hold; until then the agent waits here.
+    do : sequence of Effect
+        In order, indivisible.
+    to : str, optional
+        Label that follows; the next one by default, the same one with ``to="."``.
+    pick : bool
+        Binds one other CPU, any for which the tests hold; its words are ``flow.other``.
+    asleep : bool
+        The CPU waits for ``when`` without executing anything (HLT, held by the host), so no
+        hazard of its memory can strike before ``when`` holds.
+    cost : int
+        ``run``: nanoseconds for which the agent is busy.
+    after : int
+        ``run``: nanoseconds for which it must have been possible before it happens (a timeout).
+        ``check`` ignores both: there it may happen at any time.
+    spread : bool
+        ``run``: the delay is drawn by the seed from [0, 2 * after).
+    """
+    return Op(text, tuple(when), tuple(do), to, pick, asleep, cost, after, spread)
+
+
+@dataclass(frozen=True)
+class Hazard:
+    """What can happen instead of any operation while ``intact`` does not hold.
+
+    Used by ``Agent.under``: the operations inside get ``intact`` as a further test, and at each
+    label stand, besides, the ``instead`` operations with its opposite.
+    """
+
+    intact: Test
+    instead: tuple[Op, ...]
+
+
+@dataclass(frozen=True)
+class Property:
+    """A predicate over an array of states, and when it must hold.
+
+    ``kind`` is ``always`` (in every state), ``end`` (in every state after which nothing happens)
+    or ``sometimes`` (in at least one state: otherwise the check has shown nothing).
+    ``holds`` takes ``States`` and returns a bool array, one element for each state.
+    """
+
+    name: str
+    kind: str
+    holds: Callable[[States], Any]
+    text: str = ""
+    source: str = ""
+
+
+class Words:
+    """Named words of one block; ``words.name`` is a ``Field``."""
+
+    def __init__(self, title: str, block: int) -> None:
+        self._title = title
+        self._block = block
+        self._fields: dict[str, Field] = {}
+
+    def __getattr__(self, name: str) -> Field:
+        try:
+            return self._fields[name]
+        except KeyError:
+            known = ", ".join(self._fields)
+            raise AttributeError(f"{self._title} has no word {name!r}; it has: {known}") from None
+
+    def __iter__(self) -> Iterator[Field]:
+        return iter(self._fields.values())
+
+    @property
+    def first(self) -> Field:
+        return next(iter(self._fields.values()))
+
+    def declare(self, name: str, index: int) -> Field:
+        if name in self._fields or name.startswith("_") or hasattr(type(self), name):
+            raise FlowError(f"{self._title}: the word {name!r} is there already or not possible")
+        made = Field(f"{self._title}.{name}", self._block, index)
+        self._fields[name] = made
+        return made
+
+
+@dataclass(eq=False)
+class Agent:
+    """The program of one kind of agent; made by ``Flow.agent``."""
+
+    name: str
+    per_cpu: bool
+    pc: Field
+    labels: dict[str, list[Op]] = field(default_factory=dict)
+    ends: set[str] = field(default_factory=set)
+    only_while: tuple[Test, ...] = ()
+    _hazards: tuple[Hazard, ...] = ()
+
+    def at(self, label: str, *ops: Op, ends: bool = False) -> None:
+        """Add a label with its operations.
+
+        ``ends``: the agent may rest here for ever; at any other label that is a deadlock.
+        """
+        if label in self.labels:
+            raise FlowError(f"{self.name}: label {label!r} stands twice")
+        self.labels[label] = [self._guard(o) for o in ops] + self._failures(ops)
+        if ends:
+            self.ends.add(label)
+
+    @contextmanager
+    def under(self, *hazards: Hazard) -> Iterator[None]:
+        """Labels added inside are executed from memory that may be taken away; see ``Hazard``."""
+        outer = self._hazards
+        self._hazards = outer + hazards
+        try:
+            yield
+        finally:
+            self._hazards = outer
+
+    def _guard(self, o: Op) -> Op:
+        return replace(o, when=self.only_while + o.when + tuple(h.intact for h in self._hazards))
+
+    def _failures(self, ops: Sequence[Op]) -> list[Op]:
+        """One operation for each way in which a hazard strikes, the first broken one counting."""
+        awake = [o for o in ops if not o.asleep]
+        causes = ([()] if awake else []) + [o.when for o in ops if o.asleep]
+        failures = []
+        for cause in causes:
+            for i, hazard in enumerate(self._hazards):
+                before = tuple(h.intact for h in self._hazards[:i])
+                tests = (*self.only_while, *cause, *before, hazard.intact.negated())
+                failures += [replace(o, when=o.when + tests) for o in hazard.instead]
+        return failures
+
+
+class Flow:
+    """A machine's words and the programs of its agents.
+
+    Parameters
+    ----------
+    name : str
+    profile : ghcbcore.host.Profile, optional
+        The host that answers; KVM with an SEV-ES guest by default.
+
+    Attributes
+    ----------
+    vm, boot, cpu, other : Words
+        The VM, the boot CPU's vCPU, the own vCPU of an agent of a CPU, the vCPU of the CPU that
+        an operation with ``pick`` has bound.
+    g : Words
+        The flow's own words that exist once. The flow's own words of each CPU are in ``cpu`` and
+        ``other``.
+    """
+
+    def __init__(self, name: str, profile: Profile | None = None) -> None:
+        self.name = name
+        self.profile = profile or Profile()
+        self.vm = Words("vm", lib.GHCB_BLOCK_GLOBAL)
+        self.boot = Words("boot", lib.GHCB_BLOCK_GLOBAL)
+        self.g = Words("g", lib.GHCB_BLOCK_GLOBAL)
+        self.cpu = Words("cpu", lib.GHCB_BLOCK_OWN)
+        self.other = Words("other", lib.GHCB_BLOCK_OTHER)
+        self.agents: list[Agent] = []
+        self.properties: list[Property] = []
+        self.cpu_states: list[tuple[str, Callable[[States], Any]]] = []
+        self._initial_global: list[int] = []
+        self._initial_cpu: list[int] = []
+        self._while: tuple[Test, ...] = ()
+        for words, names in ((self.vm, VM_DTYPE.names), (self.boot, VCPU_DTYPE.names)):
+            for name_ in names:
+                words.declare(name_, self._new_global(0))
+        for name_ in VCPU_DTYPE.names:
+            self._declare_cpu(name_, 0)
+
+    def _new_global(self, value: int) -> int:
+        self._initial_global.append(value)
+        return len(self._initial_global) - 1
+
+    def _declare_cpu(self, name: str, value: int) -> Field:
+        self._initial_cpu.append(value)
+        self.other.declare(name, len(self._initial_cpu) - 1)
+        return self.cpu.declare(name, len(self._initial_cpu) - 1)
+
+    def globals(self, **initial: int) -> None:
+        """Declare words that exist once, with their first values: ``flow.g.name``."""
+        for name, value in initial.items():
+            self.g.declare(name, self._new_global(_word(name, value)))
+
+    def per_cpu(self, **initial: int) -> None:
+        """Declare words of each CPU but the boot CPU: ``flow.cpu.name``, ``flow.other.name``."""
+        for name, value in initial.items():
+            self._declare_cpu(name, _word(name, value))
+
+    def start(self, **initial: int) -> None:
+        """Give first values to words of the VM (``jump_table=``) or of every CPU's vCPU."""
+        for name, value in initial.items():
+            if name in (VM_DTYPE.names or ()):
+                self._initial_global[getattr(self.vm, name).index] = _word(name, value)
+            elif name in (VCPU_DTYPE.names or ()):
+                self._initial_global[getattr(self.boot, name).index] = _word(name, value)
+                self._initial_cpu[getattr(self.cpu, name).index] = _word(name, value)
+            else:
+                raise FlowError(f"{name}: no word of the VM or of a vCPU")
+
+    def agent(
+        self, name: str, *, per_cpu: bool = False, only_while: Sequence[Test] = ()
+    ) -> Agent:
+        """Add a kind of agent: one, or one for each CPU beside the boot CPU.
+
+        ``only_while`` must hold for each of its operations, hazards included (a CPU that the host
+        does not run executes nothing).
+        """
+        if any(a.name == name for a in self.agents):
+            raise FlowError(f"agent {name!r} stands twice")
+        pc_name = f"pc_{len(self.agents)}"
+        if per_cpu:
+            pc = self._declare_cpu(pc_name, 0)
+        else:
+            pc = self.g.declare(pc_name, self._new_global(0))
+        made = Agent(name, per_cpu, pc, only_while=tuple(only_while))
+        self.agents.append(made)
+        return made
+
+    def only_while(self, *tests: Test) -> None:
+        """Let nothing happen any more once one of these tests fails (the VM is dead)."""
+        self._while += tests
+
+    def always(self, name: str, holds: Callable[[States], Any], text: str = "") -> None:
+        """Require ``holds`` in every state."""
+        self.properties.append(Property(name, "always", holds, text))
+
+    def at_end(self, name: str, holds: Callable[[States], Any], text: str = "") -> None:
+        """Require ``holds`` in every state after which nothing happens."""
+        self.properties.append(Property(name, "end", holds, text))
+
+    def sometimes(self, name: str, holds: Callable[[States], Any], text: str = "") -> None:
+        """Require that ``holds`` is reached at all."""
+        self.properties.append(Property(name, "sometimes", holds, text))
+
+    def count_cpus(self, name: str, which: Callable[[States], Any]) -> None:
+        """Name a kind of CPU for the table of ``run``; ``which`` gives bools, (n, n_others).
+
+        A CPU counts for the first kind that takes it; what no kind takes is ``lost``.
+        """
+        self.cpu_states.append((name, which))
+
+    def compile(self, n_cpus: int) -> Compiled:
+        """Compile for ``n_cpus`` CPUs, the boot CPU among them.
+
+        Raises
+        ------
+        FlowError
+            A label is missing or stands twice, an agent has no program, a test names a word that
+            its agent cannot see.
+        OutOfRange
+            ``n_cpus`` is not in 1..GHCB_MAX_CPUS.
+        """
+        if not 1 <= n_cpus <= lib.GHCB_MAX_CPUS:
+            raise errors.OutOfRange(f"{n_cpus} CPUs: 1 to {lib.GHCB_MAX_CPUS} are possible")
+        return _Compiler(self).compiled(n_cpus - 1)
+
+
+def _word(name: str, value: int) -> int:
+    if not -(1 << 63) <= value <= WORD:
+        raise errors.OutOfRange(f"{name}: {value:#x} does not fit into 64 bits")
+    return value & WORD
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A flow in the form that moves: the program, a first record, and what the numbers mean.
+
+    ``ops[i]`` is the operation that became alternative ``i`` of the program.
+    """
+
+    flow: Flow
+    program: Program
+    n_others: int
+    ops: tuple[Op, ...]
+
+    def initial_record(self) -> np.ndarray[Any, np.dtype[np.uint64]]:
+        """Return a new record in the flow's first state, shape (n_global + n_others * n_slice,)."""
+        one = np.array(self.flow._initial_cpu, dtype=np.uint64)
+        return np.concatenate(
+            [np.array(self.flow._initial_global, dtype=np.uint64), np.tile(one, self.n_others)]
+        )
+
+    def agent_of(self, alt: int) -> Agent:
+        return self.flow.agents[int(self.program.alts[alt]["role"])]
+
+    def label(self, agent: Agent, pc: int) -> str:
+        return list(agent.labels)[pc]
+
+
+class _Compiler:
+    def __init__(self, flow: Flow) -> None:
+        self.flow = flow
+        self.insns: list[tuple[int, ...]] = []
+
+    def compiled(self, n_others: int) -> Compiled:
+        roles, alts, ops, first = [], [], [], 0
+        if not self.flow.agents:
+            raise FlowError(f"{self.flow.name}: no agents")
+        for index, agent in enumerate(self.flow.agents):
+            if not agent.labels:
+                raise FlowError(f"{agent.name}: no labels")
+            roles.append((agent.pc.block, agent.pc.index, first, len(agent.labels)))
+            first += len(agent.labels)
+            for pc, label in enumerate(agent.labels):
+                for o in agent.labels[label]:
+                    alts.append(self._alt(index, pc, agent, label, o))
+                    ops.append(o)
+        program = Program(
+            np.array(self.insns, dtype=INSN_DTYPE),
+            np.array(alts, dtype=ALT_DTYPE),
+            np.array(roles, dtype=ROLE_DTYPE),
+            len(self.flow._initial_global),
+            len(self.flow._initial_cpu),
+            self.flow.profile,
+        )
+        return Compiled(self.flow, program, n_others, tuple(ops))
+
+    def _alt(self, role: int, pc: int, agent: Agent, label: str, o: Op) -> tuple[int, ...]:
+        where = f"{agent.name}, {label!r}, {o.text!r}"
+        guard = len(self.insns)
+        for test in self.flow._while + o.when:
+            self._test(test, 0)
+        n_guards = len(self.insns) - guard
+        effect = len(self.insns)
+        labels = list(agent.labels)
+        target = labels[min(pc + 1, len(labels) - 1)] if o.to is None else o.to
+        if o.to is None and pc + 1 == len(labels):
+            raise FlowError(f"{where}: no label follows")
+        go = [] if target == "." else [jump(agent, target)]
+        for e in (*o.do, *go):
+            self._effect(e, where)
+        n_effects = len(self.insns) - effect
+        reaches_all = any(_has_each(e) for e in o.do)
+        bind = lib.GHCB_BIND_ANY if o.pick else lib.GHCB_BIND_NONE
+        return (
+            role,
+            pc,
+            guard,
+            n_guards,
+            effect,
+            n_effects,
+            bind,
+            int(reaches_all),
+            o.cost,
+            o.after,
+            int(o.spread),
+        )
+
+    def _emit(
+        self, opcode: int, target: Field | None, value: Value, mask: int, skip: int = 0
+    ) -> None:
+        is_word = isinstance(value, Field)
+        self.insns.append(
+            (
+                opcode,
+                int(is_word),
+                skip,
+                target.operand if target is not None else 0,
+                value.operand if isinstance(value, Field) else 0,
+                0 if isinstance(value, Field) else value & WORD,
+                mask,
+            )
+        )
+
+    def _test(self, test: Test, skip: int) -> None:
+        self._emit(test.opcode, test.field, test.value, test.field.mask, skip)
+
+    def _effect(self, e: Effect, where: str) -> None:
+        if e.opcode == lib.GHCB_OP_SKIP:
+            self._conditional(e, where)
+        elif e.opcode == lib.GHCB_OP_EACH:
+            at = self._hole()
+            for inner in e.body:
+                self._effect(inner, where)
+            self._fill(at, lib.GHCB_OP_EACH, None, 0, WORD)
+        elif isinstance(e.value, str):
+            self._emit(e.opcode, e.target, self._label_index(e, where), e.mask)
+        else:
+            self._emit(e.opcode, e.target, e.value, e.mask)
+
+    def _conditional(self, e: Effect, where: str) -> None:
+        tests = [(test, self._hole()) for test in e.tests]
+        for inner in e.body:
+            self._effect(inner, where)
+        over = self._hole() if e.otherwise else None
+        for test, at in tests:
+            self._fill(at, test.opcode, test.field, test.value, test.field.mask)
+        for inner in e.otherwise:
+            self._effect(inner, where)
+        if over is not None:
+            self._fill(over, lib.GHCB_OP_SKIP, None, 0, WORD)
+
+    def _hole(self) -> int:
+        self.insns.append(())
+        return len(self.insns) - 1
+
+    def _fill(self, at: int, opcode: int, target: Field | None, value: Value, mask: int) -> None:
+        skip = len(self.insns) - 1 - at
+        self._emit(opcode, target, value, mask, skip)
+        self.insns[at] = self.insns.pop()
+
+    def _label_index(self, e: Effect, where: str) -> int:
+        agent = next(a for a in self.flow.agents if a.pc is e.target)
+        if e.value not in agent.labels:
+            known = ", ".join(agent.labels)
+            raise FlowError(f"{where}: {agent.name} has no label {e.value!r}; it has: {known}")
+        return list(agent.labels).index(str(e.value))
+
+
+def _has_each(e: Effect) -> bool:
+    return e.opcode == lib.GHCB_OP_EACH or any(_has_each(i) for i in (*e.body, *e.otherwise))

@@ -1,0 +1,152 @@
+"""The words of the field, as operations and effects of a flow.
+
+Each is a few lines over ``pysev.flow``; a flow that needs another word writes another function.
+``Memory`` is the word for memory that a kernel loses to the next one: what is executed from it,
+or translated through it, after that is a *foreign fetch*.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from ghcbcore._cffi import lib
+
+from . import costs
+from .flow import Agent, Effect, Field, Flow, Hazard, Op, Words, call, op, put, when
+
+__all__ = [
+    "Fate",
+    "Memory",
+    "ask_msr",
+    "ask_nae",
+    "declare_fates",
+    "hypervisor_threads",
+    "memory",
+    "send_init",
+    "send_nmi",
+    "send_startup",
+]
+
+
+class Fate(enum.IntEnum):
+    """What became of a CPU: the word ``cpu.fate``."""
+
+    ALIVE = 0
+    TRIPLE_FAULT = 1
+    EXECUTES_FOREIGN_DATA = 2
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A piece of memory with one word: 0 while it is still its kernel's, 1 once it is taken."""
+
+    title: str
+    taken: Field
+    number: int
+
+
+def declare_fates(flow: Flow) -> None:
+    """Declare ``cpu.fate`` (``Fate``) and ``cpu.foul``: 1 + the number of the ``Memory`` from which
+    the CPU fetched although it was no longer its kernel's, 0 if it never did."""
+    flow.per_cpu(fate=Fate.ALIVE, foul=0)
+
+
+def memory(flow: Flow, agent: Agent, name: str, title: str, *, executed: bool) -> tuple[Memory, Hazard]:
+    """Declare ``flow.g.name`` and what it means to lose it.
+
+    Parameters
+    ----------
+    agent : Agent
+        Whose CPUs execute from it; it needs a label ``dead``.
+    executed : bool
+        True for text: what stands there now may be executed, or end in a triple fault. False for
+        page tables: the translation fails, and so does every fault handler.
+
+    Returns
+    -------
+    (Memory, Hazard)
+        The hazard is for ``agent.under``.
+    """
+    number = sum(1 for f in flow.g if f.name.endswith("_taken"))
+    flow.globals(**{f"{name}_taken": 0})
+    taken: Field = getattr(flow.g, f"{name}_taken")
+    cpu = flow.cpu
+    foul = put(cpu.foul, number + 1)
+    instead = [
+        op(
+            f"FOREIGN FETCH: the {title} belongs to the new kernel: #PF, #DF, triple fault",
+            do=[foul, put(cpu.fate, Fate.TRIPLE_FAULT), call(lib.GHCB_CALL_SHUTDOWN, cpu)],
+            to="dead",
+        )
+    ]
+    if executed:
+        instead.append(
+            op(
+                f"FOREIGN FETCH: the {title} belongs to the new kernel: its bytes are executed",
+                do=[foul, put(cpu.fate, Fate.EXECUTES_FOREIGN_DATA)],
+                to="dead",
+            )
+        )
+    return Memory(title, taken, number), Hazard(taken == 0, tuple(instead))
+
+
+def ask_msr(vcpu: Words, request: int | Field) -> list[Effect]:
+    """WRMSR to the GHCB MSR, VMGEXIT; the answer is ``vcpu.msr`` afterwards."""
+    return [put(vcpu.msr, request), call(lib.GHCB_CALL_VMGEXIT, vcpu)]
+
+
+def ask_nae(vcpu: Words, ghcb_gpa: int, code: int, info_1: int = 0, info_2: int = 0) -> list[Effect]:
+    """Fill in the GHCB, VMGEXIT; the answer is in the vCPU's ``sw_exit_info_1`` and ``_2``."""
+    return [
+        put(vcpu.sw_exit_code, code),
+        put(vcpu.sw_exit_info_1, info_1),
+        put(vcpu.sw_exit_info_2, info_2),
+        *ask_msr(vcpu, ghcb_gpa),
+    ]
+
+
+def send_init(other: Words) -> Effect:
+    return call(lib.GHCB_CALL_SEND_INIT, other)
+
+
+def send_startup(other: Words, vector: int) -> list[Effect]:
+    """STARTUP with a vector: the page number of the real-mode code, below 1 MiB."""
+    return [put(other.sipi_vector, vector), call(lib.GHCB_CALL_SEND_SIPI, other)]
+
+
+def send_nmi(other: Words) -> Effect:
+    return call(lib.GHCB_CALL_NMI, other)
+
+
+def hypervisor_threads(flow: Flow, reset: list[Effect]) -> Agent:
+    """Add the hypervisor's thread of each vCPU: INIT and STARTUP reach the vCPU some time.
+
+    ``reset``: what happens to the AP's program when the hypervisor could give it new registers
+    (``GHCB_ENTRY_VECTOR``: no SEV-ES). Rules: ``ghcbcore.host``.
+    """
+    cpu = flow.cpu
+    thread = flow.agent("vCPU thread", per_cpu=True)
+    startup: Op = op(
+        "STARTUP reaches the vCPU",
+        when=[cpu.sipi_pending == 1, cpu.init_pending == 0],
+        do=[
+            call(lib.GHCB_CALL_SIPI, cpu),
+            when(cpu.entry == lib.GHCB_ENTRY_VECTOR, *reset, put(cpu.entry, lib.GHCB_ENTRY_RESUME)),
+        ],
+        to=".",
+        cost=costs.HYPERVISOR_WAKE,
+    )
+    thread.at(
+        "deliver",
+        op(
+            "INIT reaches the vCPU",
+            when=[cpu.init_pending == 1],
+            do=[call(lib.GHCB_CALL_INIT, cpu)],
+            to=".",
+            cost=costs.HYPERVISOR_WAKE,
+        ),
+        startup,
+        ends=True,
+    )
+    return thread
