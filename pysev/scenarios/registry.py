@@ -1,0 +1,93 @@
+"""What a scenario is, and the list of those there are.
+
+scenario = flow + variant + properties + expected verdict + source. A family is a module that
+registers its scenarios; ``find`` and ``all_scenarios`` import them.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ghcbcore.errors import SevError
+
+from ..flow import Flow
+from ..machine import Machine
+
+__all__ = ["Scenario", "UnknownScenario", "all_scenarios", "find", "register"]
+
+
+class UnknownScenario(SevError, KeyError):
+    """No scenario has this name; the text says the nearest one."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One row of the library.
+
+    Attributes
+    ----------
+    name : str
+        ``family/variant``.
+    summary : str
+        One line for ``pysev scenarios``.
+    expected : str
+        ``holds``, ``violated`` or ``deadlock``.
+    because : str
+        Name of the property that must be the one violated, empty if it holds; a failing scenario
+        is right only if it fails for the reason that its source gives.
+    story : str
+        The reason in the source's words: what happens, for the verdict.
+    source : str
+    assumes : tuple of str
+        What is taken for granted and where the facts are unconfirmed.
+    build : callable
+        Makes the flow for a machine.
+    jump_table : int or None
+        Where the firmware of this scenario's machine has the jump table, if not where the map says.
+    """
+
+    name: str
+    summary: str
+    expected: str
+    because: str
+    story: str
+    source: str
+    build: Callable[[Machine], Flow]
+    assumes: tuple[str, ...] = ()
+    jump_table: int | None = None
+
+
+_SCENARIOS: dict[str, Scenario] = {}
+
+
+def register(scenario: Scenario) -> Scenario:
+    """Add a scenario; its name must be new."""
+    if scenario.name in _SCENARIOS:
+        raise ValueError(f"scenario {scenario.name!r} is there already")
+    _SCENARIOS[scenario.name] = scenario
+    return scenario
+
+
+def all_scenarios() -> list[Scenario]:
+    """Return every scenario, in the order of its family's file."""
+    from . import sev_es_kexec  # noqa: F401  (registers its scenarios)
+
+    return list(_SCENARIOS.values())
+
+
+def find(name: str) -> Scenario:
+    """Return the scenario of this name; UnknownScenario names the nearest one."""
+    known = {s.name: s for s in all_scenarios()}
+    if name in known:
+        return known[name]
+    short = {n.rsplit("/", 1)[-1]: n for n in known}
+    near = difflib.get_close_matches(name, known, 1, 0.4) or [
+        short[m] for m in difflib.get_close_matches(name.rsplit("/", 1)[-1], short, 1, 0.4)
+    ]
+    hint = f"; the nearest is {near[0]}" if near else "; `pysev scenarios` lists them"
+    raise UnknownScenario(f"no scenario {name!r}{hint}")

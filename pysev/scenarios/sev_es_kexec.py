@@ -1,0 +1,857 @@
+"""``sev-es-kexec/*``: what becomes of the other CPUs when an SEV-ES guest is kexec'ed.
+
+Theory of operation. The boot CPU runs the old kernel, then relocates and is the new kernel's boot
+CPU; the other CPUs (APs) each run the old kernel until they are stopped, in one of the ways that
+were argued about in 2021. A vCPU thread of the hypervisor delivers INIT and STARTUP to each AP,
+and the new kernel's memory management takes the old kernel's memory piece by piece, whenever it
+likes. An AP that fetches from memory that was taken makes a *foreign fetch*, and that is what
+every one of these designs has to rule out.
+
+Steps of an AP and of the boot CPU carry the names of the fact sheet (P1..P15; ``stop_this_cpu``).
+An SEV-ES vCPU keeps its registers whatever the hypervisor does: STARTUP only resumes it
+(``ghcbcore.host``). That one rule is what the whole family is about.
+
+Sources: kexec list 2021-05 "x86/kexec/64: Forbid kexec when running as an SEV-ES guest"; "x86/sev:
+KEXEC/KDUMP support for SEV-ES guests", RFC (2021-07) to v6 (2024-06); Linux arch/x86/kernel/
+{smp,process,reboot,crash}.c; KVM arch/x86/kvm/svm/sev.c.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from ghcbcore._cffi import lib
+from ghcbcore.host import Profile
+
+from .. import costs
+from ..flow import Effect, Flow, Op, add, call, each, jump, op, put, shift_right, when
+from ..machine import Machine
+from ..states import States
+from ..words import (
+    Fate,
+    ask_msr,
+    ask_nae,
+    declare_fates,
+    hypervisor_threads,
+    memory,
+    send_init,
+    send_nmi,
+    send_startup,
+)
+from .registry import Scenario, register
+
+OLD, NEW = 0, 1  # g.kernel: which kernel the boot CPU runs
+
+NOT_TRIED, WAKING, UP, GIVEN_UP = range(4)  # cpu.bring_up: the new kernel's book about the CPU
+
+NO_COMMAND = 0  # g.command: the mailbox of scenario `mailbox`
+WAKE_UP, TEST = 1, 2
+
+# When an AP reports "stopped", by clearing its bit in cpus_stop_mask
+WITH_HLT = "together with HLT"
+BEFORE_HLT = "before HLT"
+EARLY = "before it leaves the old kernel"
+IN_PAGE = "in the jump table page"
+IN_HOLD = "held by the hypervisor"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What distinguishes one design of the family from another."""
+
+    guest: int = lib.GHCB_GUEST_SEV_ES
+    hand_over: str = "halt"  # halt, hold (in old memory), page (jump table), mailbox
+    acknowledges: str = WITH_HLT
+    max_version: int = 2
+    supported: str = "always"  # kexec_load: always, never, with-park-code
+    nmi: bool = False  # NMI to those that have not stopped after a second
+    test: bool = True  # mailbox: TEST before relocating
+
+
+class _Family:
+    """One flow of the family; each method writes one agent's program."""
+
+    def __init__(self, variant: Variant, machine: Machine, name: str) -> None:
+        self.v = variant
+        self.m = machine
+        profile = Profile(guest=variant.guest, max_version=variant.max_version)
+        self.flow = flow = Flow(name, profile)
+        flow.start(jump_table=machine.jump_table_gpa, first_sipi=1)
+        flow.globals(kernel=OLD, kexec_error=0, stopping=0, start_vector=0)
+        flow.per_cpu(ipi=0, times_up=0, vector=0, bring_up=NOT_TRIED)
+        declare_fates(flow)
+        flow.only_while(flow.vm.event == lib.GHCB_EVENT_NONE)
+        self.boot = flow.agent("boot CPU")
+        self.ap = flow.agent(
+            "AP", per_cpu=True, only_while=[flow.cpu.mp_state == lib.GHCB_MP_RUNNABLE]
+        )
+        _, self.text = memory(flow, self.ap, "text", "old kernel's text", executed=True)
+        _, self.tables = memory(flow, self.ap, "tables", "old kernel's page tables", executed=False)
+        _, self.low = memory(flow, self.ap, "low", "old real-mode area below 1 MiB", executed=True)
+        _common_properties(flow)
+
+    # -- the APs -----------------------------------------------------------------------------
+
+    def acknowledge(self, moment: str) -> list[Effect]:
+        """Clear the own bit in cpus_stop_mask, if this is the moment at which this design does."""
+        if self.v.acknowledges != moment:
+            return []
+        return [add(self.flow.g.stopping, -1), *self._leave_mask()]
+
+    def _leave_mask(self) -> list[Effect]:
+        return [put(self.flow.cpu.in_mask, 0)] if self.v.nmi else []
+
+    def nmi(self, text: str, do: list[Effect], to: str) -> list[Op]:
+        """An NMI at this point of the AP's program, in designs that send one."""
+        if not self.v.nmi:
+            return []
+        cpu = self.flow.cpu
+        return [op(text, when=[cpu.nmi_pending == 1], do=[put(cpu.nmi_pending, 0), *do], to=to)]
+
+    def old_kernel(self, leave: str) -> None:
+        """The AP's old kernel up to the point at which the designs part."""
+        cpu, ap = self.flow.cpu, self.ap
+        again = self.nmi("NMI: stop_this_cpu once more", [], "stop")
+        with ap.under(self.text, self.tables):
+            ap.at(
+                "old kernel",
+                op("REBOOT_VECTOR interrupt", when=[cpu.ipi == 1], do=[put(cpu.ipi, 0)], cost=costs.IPI),
+                *self.nmi("NMI: stop_this_cpu", [put(cpu.ipi, 0)], "stop"),
+                ends=self.v.supported != "always" or self.v.hand_over == "crash",
+            )
+            ap.at("stop", op("stop_this_cpu: IRQs off, offline, local APIC off"), *again)
+            if self.v.acknowledges in (BEFORE_HLT, EARLY):
+                done = self.acknowledge(self.v.acknowledges)
+                ap.at("report", op("clears its bit in cpus_stop_mask", do=done, to=leave), *again)
+
+    def halt(self) -> None:
+        """HLT loop in the old kernel's memory."""
+        with self.ap.under(self.text, self.tables):
+            self.ap.at(
+                "halt",
+                op("HLT", do=[*self.acknowledge(WITH_HLT), call(lib.GHCB_CALL_HLT, self.flow.cpu)]),
+                *self.nmi("NMI before HLT: stop_this_cpu once more", [], "stop"),
+            )
+            self.ap.at(
+                "halted",
+                op("runs on behind HLT with its old registers: back to HLT", to="halt"),
+            )
+
+    def hold_in_old_memory(self) -> None:
+        """AP reset hold as an NAE event, the loop around it in the old kernel's memory."""
+        cpu = self.flow.cpu
+        ask = ask_nae(cpu, self.m.ghcb_gpa, lib.GHCB_NAE_AP_RESET_HOLD)
+        with self.ap.under(self.text, self.tables):
+            self.ap.at(
+                "hold",
+                op(
+                    "VMGEXIT: AP reset hold (NAE event)",
+                    do=[*self.acknowledge(IN_HOLD), *ask],
+                    cost=costs.VMGEXIT,
+                ),
+            )
+            self.ap.at(
+                "held",
+                op("not released: asks again", when=[cpu.sw_exit_info_2 == 0], to="hold"),
+                op(
+                    "released: jumps to the reset vector",
+                    when=[cpu.sw_exit_info_2 != 0],
+                    do=[put(cpu.vector, self.flow.g.start_vector)],
+                    to="trampoline",
+                ),
+            )
+
+    def park_in_page(self) -> None:
+        """P1..P15: leave the old kernel for the park code in the jump table page."""
+        cpu, ap = self.flow.cpu, self.ap
+        dead = [put(cpu.fate, Fate.TRIPLE_FAULT), call(lib.GHCB_CALL_SHUTDOWN, cpu)]
+        shot = self.nmi("NMI while the IDT is a real-mode one: shutdown", dead, "dead")
+        again = self.nmi("NMI: stop_this_cpu once more", [], "stop")
+        with ap.under(self.text, self.tables):
+            ap.at("park", op("P1-P2 IRQs off, CR3 := trampoline page table"), *again)
+        with ap.under(self.text, self.low):
+            ap.at("leave", op("P3-P5 PCIDE off, registers cleared, far jump below 1 MiB"), *again)
+        with ap.under(self.low):
+            ap.at("low", op("P6 paging and long mode off, far jump into the page"), *shot)
+        ap.at("page", op("P7 GDT, segments and stack of the page", do=self.acknowledge(IN_PAGE)), *shot)
+        ap.at(
+            "hold",
+            op(
+                "P8 VMGEXIT: AP reset hold by MSR",
+                do=[*self.acknowledge(IN_HOLD), *ask_msr(cpu, lib.GHCB_MSR_AP_RESET_HOLD_REQ)],
+                cost=costs.VMGEXIT,
+            ),
+            *shot,
+        )
+        answer = cpu.msr & lib.GHCB_MSR_INFO_MASK
+        data = cpu.msr & ~lib.GHCB_MSR_INFO_MASK
+        ap.at(
+            "held",
+            op("P9 not an answer: asks again", when=[answer != lib.GHCB_MSR_AP_RESET_HOLD_RESP], to="hold"),
+            op(
+                "P9 not released: asks again",
+                when=[answer == lib.GHCB_MSR_AP_RESET_HOLD_RESP, data == 0],
+                to="hold",
+            ),
+            op(
+                "P9-P15 released: reads IP and CS, leaves protected mode, far jump",
+                when=[answer == lib.GHCB_MSR_AP_RESET_HOLD_RESP, data != 0],
+                do=[put(cpu.vector, self.flow.g.start_vector)],
+                to="trampoline",
+            ),
+            *shot,
+        )
+
+    def wait_in_mailbox(self) -> None:
+        """The firmware's loop over the mailbox, in firmware memory with its own page tables."""
+        cpu, g, ap = self.flow.cpu, self.flow.g, self.ap
+        with ap.under(self.text, self.tables):
+            ap.at("leave", op("CR3 := firmware's page tables, jump to the firmware's loop"))
+        ap.at(
+            "mailbox",
+            op(
+                "mailbox: TEST is for this CPU: cleared",
+                when=[cpu.addressed == 1, g.command == TEST],
+                do=[put(g.command, NO_COMMAND), put(cpu.addressed, 0)],
+                to=".",
+            ),
+            op(
+                "mailbox: WAKEUP is for this CPU: cleared, jumps to the vector",
+                when=[cpu.addressed == 1, g.command == WAKE_UP],
+                do=[put(g.command, NO_COMMAND), put(cpu.addressed, 0), put(cpu.vector, g.start_vector)],
+                to="trampoline",
+            ),
+        )
+
+    def crash_nmi(self) -> None:
+        """The NMI of a crash: save the registers, count down, HLT in the old kernel's memory."""
+        flow, cpu, ap = self.flow, self.flow.cpu, self.ap
+        flow.per_cpu(note=0)
+        with ap.under(self.text, self.tables):
+            ap.at(
+                "old kernel",
+                op("crash NMI", when=[cpu.nmi_pending == 1], do=[put(cpu.nmi_pending, 0)], cost=costs.IPI),
+            )
+            ap.at("save", op("saves its registers to its crash note", do=[put(cpu.note, 1)]))
+            ap.at("count", op("waiting_for_crash_ipi - 1", do=[add(flow.g.stopping, -1)]))
+            ap.at("halt", op("HLT", do=[call(lib.GHCB_CALL_HLT, cpu)]))
+            ap.at("halted", op("runs on behind HLT: back to HLT", to="halt"), ends=True)
+
+    def new_kernel(self) -> None:
+        """The AP's arrival, if the vector is the new kernel's; and the end of a CPU that went wrong."""
+        cpu, g, ap = self.flow.cpu, self.flow.g, self.ap
+        ap.at(
+            "trampoline",
+            op(
+                "comes up in the new kernel",
+                when=[cpu.vector == g.start_vector, g.kernel == NEW],
+                do=[add(cpu.times_up, 1)],
+                to="new kernel",
+            ),
+            op(
+                "starts at a vector that the new kernel did not write",
+                when=[cpu.vector != g.start_vector],
+                do=[put(cpu.foul, 255)],
+                to="dead",
+            ),
+        )
+        ap.at("new kernel", ends=True)
+        ap.at("dead")
+
+    def aps(self) -> None:
+        v, ap = self.v, self.ap
+        if v.nmi:
+            self.flow.per_cpu(in_mask=0)
+        if v.hand_over == "crash":
+            self.crash_nmi()
+        elif v.hand_over == "halt":
+            self.old_kernel("halt")
+            self.halt()
+        elif v.hand_over == "hold":
+            self.old_kernel("hold")
+            self.hold_in_old_memory()
+        elif v.hand_over == "page":
+            self.old_kernel("park")
+            self.park_in_page()
+        else:
+            self.flow.globals(command=NO_COMMAND)
+            self.flow.per_cpu(addressed=0, tested=0)
+            self.old_kernel("leave")
+            self.wait_in_mailbox()
+        self.new_kernel()
+        restart = [put(self.flow.cpu.vector, self.flow.g.start_vector), jump(ap, "trampoline")]
+        hypervisor_threads(self.flow, restart)
+
+    # -- the boot CPU ------------------------------------------------------------------------
+
+    def negotiate(self) -> None:
+        """Protocol version: one VMGEXIT, min(2, what the host has)."""
+        flow, boot = self.flow, self.boot
+        flow.globals(version=0)
+        top = flow.boot.msr & 0xFFFF << lib.GHCB_MSR_SEV_INFO_RESP_MAX_SHIFT
+        boot.at(
+            "negotiate",
+            op(
+                "VMGEXIT: SEV information",
+                do=[
+                    *ask_msr(flow.boot, lib.GHCB_MSR_SEV_INFO_REQ),
+                    put(flow.g.version, top),
+                    shift_right(flow.g.version, lib.GHCB_MSR_SEV_INFO_RESP_MAX_SHIFT),
+                    when(
+                        flow.g.version >= lib.GHCB_VERSION_MAX,
+                        put(flow.g.version, lib.GHCB_VERSION_MAX),
+                    ),
+                ],
+                cost=costs.VMGEXIT,
+            ),
+        )
+
+    def install(self) -> None:
+        """Park code into the jump table page, if host and address allow it."""
+        flow, boot, g = self.flow, self.boot, self.flow.g
+        flow.globals(park_code=0, table=0)
+        ask = ask_nae(
+            flow.boot, self.m.ghcb_gpa, lib.GHCB_NAE_AP_JUMP_TABLE, lib.GHCB_AP_JUMP_TABLE_GET
+        )
+        boot.at(
+            "jump table",
+            op("protocol version below 2: no park code", when=[g.version < 2], to="load"),
+            op(
+                "VMGEXIT: AP jump table, get",
+                when=[g.version >= 2],
+                do=[*ask, put(g.table, flow.boot.sw_exit_info_2)],
+                cost=costs.VMGEXIT,
+            ),
+        )
+        unaligned = g.table & (lib.GHCB_PAGE_SIZE - 1)
+        fits = g.table < lib.GHCB_JUMP_TABLE_LIMIT
+        boot.at(
+            "install",
+            op(
+                "writes the park code into the jump table page",
+                when=[g.table != 0, unaligned == 0, fits],
+                do=[put(g.park_code, 1)],
+            ),
+            op("no jump table: no park code", when=[g.table == 0], to="load"),
+            op(
+                "jump table not on a page boundary: no park code",
+                when=[g.table != 0, unaligned != 0],
+                to="load",
+            ),
+            op(
+                "jump table above 4 GiB: no park code",
+                when=[unaligned == 0, fits.negated()],
+                to="load",
+            ),
+        )
+
+    def load(self) -> None:
+        """kexec_file_load: refused unless the kernel supports kexec on this machine."""
+        boot, g = self.boot, self.flow.g
+        refused = op(
+            "kexec_file_load: -ENOSYS",
+            when=[g.park_code == 0] if self.v.supported == "with-park-code" else [],
+            do=[put(g.kexec_error, errno.ENOSYS)],
+            to="refused",
+        )
+        loaded = op(
+            "kexec_file_load: image loaded",
+            when=[g.park_code == 1] if self.v.supported == "with-park-code" else [],
+        )
+        rows = {"always": [loaded], "never": [refused], "with-park-code": [refused, loaded]}
+        boot.at("load", *rows[self.v.supported])
+
+    def stop_others(self) -> None:
+        """machine_shutdown: REBOOT_VECTOR to all others, wait for the mask; NMI after a second."""
+        flow, boot, g, other = self.flow, self.boot, self.flow.g, self.flow.other
+        n_others = self.m.n_cpus - 1
+        mark = [put(other.in_mask, 1)] if self.v.nmi else []
+        boot.at(
+            "kexec",
+            op(
+                "kexec -e: REBOOT_VECTOR to all other CPUs",
+                do=[put(g.stopping, n_others), each(put(other.ipi, 1), *mark)],
+                cost=costs.IPI,
+            ),
+        )
+        stopped = op("all other CPUs have reported", when=[g.stopping == 0], to="stopped")
+        shoot = op(
+            "1 s is over: NMI to the CPUs still in the mask",
+            when=[g.stopping != 0],
+            do=[each(when(other.in_mask == 1, send_nmi(other)))],
+            after=costs.STOP_TIMEOUT,
+        )
+        boot.at("stopping", stopped, *([shoot] if self.v.nmi else []))
+        if self.v.nmi:
+            boot.at("stopping by NMI", stopped)
+        boot.at("stopped", op("local APIC off, segments reloaded, IDT and GDT gone"))
+        if self.v.hand_over == "mailbox" and self.v.test:
+            self.test_mailbox()
+
+    def test_mailbox(self) -> None:
+        """Ask each AP through the mailbox whether it has arrived in the firmware's loop."""
+        boot, g, other = self.boot, self.flow.g, self.flow.other
+        self.flow.globals(untested=self.m.n_cpus - 1)
+        boot.at(
+            "test",
+            op(
+                "mailbox: TEST to a CPU",
+                pick=True,
+                when=[g.untested != 0, other.tested == 0],
+                do=[put(other.tested, 1), put(other.addressed, 1), put(g.command, TEST)],
+            ),
+            op("all other CPUs are in the firmware's loop", when=[g.untested == 0], to="relocate"),
+        )
+        boot.at(
+            "tested",
+            op("mailbox: answered", when=[g.command == NO_COMMAND], do=[add(g.untested, -1)], to="test"),
+        )
+
+    def crash(self) -> None:
+        """panic: NMI to all others, wait a second at most, jump to the crash kernel."""
+        flow, boot, g, other = self.flow, self.boot, self.flow.g, self.flow.other
+        boot.at(
+            "panic",
+            op(
+                "panic: NMI to all other CPUs",
+                do=[put(g.stopping, self.m.n_cpus - 1), each(send_nmi(other))],
+                cost=costs.IPI,
+            ),
+        )
+        boot.at(
+            "shoot-down",
+            op("all other CPUs have counted down", when=[g.stopping == 0]),
+            op(
+                "1 s is over: goes on with CPUs still running",
+                when=[g.stopping != 0],
+                after=costs.CRASH_TIMEOUT,
+            ),
+        )
+        boot.at(
+            "relocate",
+            op(
+                "the crash kernel boots in its reservation, nr_cpus=1",
+                do=[put(g.kernel, NEW)],
+                cost=costs.BOOT_TO_SMP,
+            ),
+        )
+        boot.at("up", ends=True)
+
+    def relocate(self) -> None:
+        flow, boot, g = self.flow, self.boot, self.flow.g
+        flow.globals(untried=self.m.n_cpus - 1, given_up=0)
+        boot.at(
+            "relocate",
+            op("relocate_kernel: jumps to the new kernel", do=[put(g.kernel, NEW)], cost=costs.RELOCATE),
+        )
+        boot.at(
+            "boot",
+            op(
+                "the new kernel copies its real-mode code below 1 MiB",
+                do=[put(g.low_taken, 1)],
+                cost=costs.BOOT_TO_SMP,
+            ),
+        )
+        where = "the mailbox" if self.v.hand_over == "mailbox" else "the jump table page"
+        text = f"the new kernel writes its start vector into {where}"
+        if self.v.guest == lib.GHCB_GUEST_PLAIN:
+            text = "the new kernel chooses its STARTUP vector"
+        boot.at("vector", op(text, do=[put(g.start_vector, self.m.reset_vector)]))
+
+    def bring_up(self) -> None:
+        """smp_init of the new kernel, one CPU after the other."""
+        flow, boot, g, other = self.flow, self.boot, self.flow.g, self.flow.other
+        book = [put(other.bring_up, UP), add(g.untried, -1)]
+        give_up = [put(other.bring_up, GIVEN_UP), add(g.untried, -1), add(g.given_up, 1)]
+        waking = other.bring_up == WAKING
+        finished = op("smp: all CPUs tried", when=[g.untried == 0], to="up")
+        arrived = op(
+            "a CPU is up", pick=True, when=[waking, other.times_up != 0], do=book, to="next"
+        )
+        choose = {"pick": True, "when": [g.untried != 0, other.bring_up == NOT_TRIED]}
+        if self.v.hand_over == "mailbox":
+            self._next_by_mailbox(finished, arrived)
+        else:
+            boot.at(
+                "next",
+                op(
+                    "INIT to a CPU",
+                    do=[put(other.bring_up, WAKING), send_init(other)],
+                    cost=costs.INIT_TO_SIPI,
+                    **choose,
+                ),
+                finished,
+            )
+            startup = send_startup(other, self.m.startup_vector)
+            boot.at("startup", op("STARTUP", pick=True, when=[waking], do=startup, cost=costs.IPI))
+            boot.at("startup 2", op("STARTUP again", pick=True, when=[waking], do=startup, cost=costs.IPI))
+            silent = [waking, other.times_up == 0]
+            idle = [other.init_pending == 0, other.sipi_pending == 0]
+            boot.at(
+                "await",
+                arrived,
+                op(
+                    "10 s without a sign of life: the CPU is given up",
+                    pick=True,
+                    when=[*silent, *idle, other.mp_state != lib.GHCB_MP_RUNNABLE],
+                    do=give_up,
+                    to="next",
+                    after=costs.AP_ALIVE_TIMEOUT,
+                ),
+                op(
+                    "10 s without a sign of life: the CPU is given up",
+                    pick=True,
+                    when=[*silent, *idle, other.foul != 0],
+                    do=give_up,
+                    to="next",
+                    after=costs.AP_ALIVE_TIMEOUT,
+                ),
+            )
+        boot.at("up", ends=True)
+
+    def _next_by_mailbox(self, finished: Op, arrived: Op) -> None:
+        g, other = self.flow.g, self.flow.other
+        self.boot.at(
+            "next",
+            op(
+                "mailbox: WAKEUP to a CPU",
+                pick=True,
+                when=[g.untried != 0, other.bring_up == NOT_TRIED],
+                do=[put(other.bring_up, WAKING), put(other.addressed, 1), put(g.command, WAKE_UP)],
+            ),
+            finished,
+        )
+        self.boot.at("await", arrived)
+
+    def new_memory(self) -> None:
+        """The new kernel uses the old one's memory, whenever it likes."""
+        flow, g = self.flow, self.flow.g
+        agent = flow.agent("new kernel's memory")
+        agent.at(
+            "use",
+            *(
+                op(
+                    f"takes the old kernel's {what}",
+                    when=[g.kernel == NEW, word == 0],
+                    do=[put(word, 1)],
+                    to=".",
+                    after=costs.MEMORY_REUSE,
+                    spread=True,
+                )
+                for what, word in (("text", g.text_taken), ("page tables", g.tables_taken))
+            ),
+            ends=True,
+        )
+
+    def build(self) -> Flow:
+        v, boot = self.v, self.boot
+        self.aps()
+        if v.guest != lib.GHCB_GUEST_PLAIN:
+            self.negotiate()
+        if v.hand_over == "page" or v.supported == "with-park-code":
+            self.install()
+        if v.hand_over == "crash":
+            self.crash()
+        else:
+            self.load()
+            if v.supported != "never":
+                self.stop_others()
+                self.relocate()
+                self.bring_up()
+                self.new_memory()
+            if v.supported != "always":
+                boot.at("refused", ends=True)
+        return self.flow
+
+
+# -- properties --------------------------------------------------------------------------------
+
+NO_FOREIGN_FETCH = "no foreign fetch"
+NO_SHUTDOWN = "no shutdown"
+ONCE = "comes up once, at the vector"
+ALL_UP = "every AP comes up"
+REFUSED = "kexec is refused with ENOSYS"
+UNDISTURBED = "nothing happens to any CPU"
+ONE_CPU = "the crash kernel runs on one CPU"
+OLD_MEMORY = "the old kernel's memory is left alone"
+
+
+def _no_foreign_fetch(s: States) -> Any:
+    return (s.cpu.foul == 0).all(axis=1)
+
+
+def _no_shutdown(s: States) -> Any:
+    return (s.vm.event == lib.GHCB_EVENT_NONE) | (s.cpu.foul != 0).any(axis=1)
+
+
+def _once(s: States) -> Any:
+    up = s.cpu.times_up
+    right = (up == 0) | ((up == 1) & (s.cpu.vector == s.g.start_vector[:, None]))
+    return right.all(axis=1)
+
+
+def _all_up(s: States) -> Any:
+    return (s.cpu.times_up == 1).all(axis=1)
+
+
+def _common_properties(flow: Flow) -> None:
+    flow.always(
+        NO_FOREIGN_FETCH,
+        _no_foreign_fetch,
+        "no CPU fetches from memory that is no longer its kernel's",
+    )
+    flow.always(NO_SHUTDOWN, _no_shutdown, "no CPU ends in a shutdown of the VM for another reason")
+    flow.count_cpus("online", lambda s: s.at("AP", "new kernel"))
+    flow.count_cpus("triple_fault", lambda s: s.cpu.fate == Fate.TRIPLE_FAULT)
+    flow.count_cpus("foreign_code", lambda s: s.cpu.fate == Fate.EXECUTES_FOREIGN_DATA)
+
+
+def _kexec(variant: Variant, name: str) -> Callable[[Machine], Flow]:
+    def build(machine: Machine) -> Flow:
+        flow = _Family(variant, machine, name).build()
+        flow.always(ONCE, _once, "an AP comes up at most once, at the vector that the new kernel wrote")
+        flow.at_end(ALL_UP, _all_up, "every AP comes up in the new kernel")
+        holds = variant.hand_over in ("page", "hold")
+        if machine.n_cpus > 1:
+            flow.sometimes("an AP comes up", lambda s: (s.cpu.times_up == 1).any(axis=1))
+            if holds:
+                flow.sometimes("an AP is held while the new kernel runs", _held_under_new)
+        if holds:
+            flow.count_cpus("parked", lambda s: s.at("AP", "held"))
+        return flow
+
+    return build
+
+
+def _held_under_new(s: States) -> Any:
+    held = (s.cpu.mp_state == lib.GHCB_MP_AP_RESET_HOLD).any(axis=1)
+    return held & (s.g.kernel == NEW)
+
+
+def _refused(variant: Variant, name: str) -> Callable[[Machine], Flow]:
+    def build(machine: Machine) -> Flow:
+        flow = _Family(variant, machine, name).build()
+        flow.always(
+            UNDISTURBED,
+            lambda s: s.at("AP", "old kernel").all(axis=1) & (s.cpu.ipi == 0).all(axis=1),
+            "no CPU is interrupted, stopped or moved",
+        )
+        flow.at_end(
+            REFUSED,
+            lambda s: (s.g.kexec_error == errno.ENOSYS) & s.at("boot CPU", "refused"),
+            "loading the image fails with ENOSYS",
+        )
+        flow.count_cpus("online", lambda s: s.at("AP", "old kernel"))
+        return flow
+
+    return build
+
+
+def _kdump(variant: Variant, name: str) -> Callable[[Machine], Flow]:
+    def build(machine: Machine) -> Flow:
+        flow = _Family(variant, machine, name).build()
+        flow.at_end(ONE_CPU, lambda s: s.at("boot CPU", "up") & (s.cpu.times_up == 0).all(axis=1))
+        flow.always(
+            OLD_MEMORY,
+            lambda s: (s.g.text_taken == 0) & (s.g.tables_taken == 0) & (s.g.low_taken == 0),
+            "the crash kernel lives in its reservation",
+        )
+        if machine.n_cpus > 1:
+            flow.sometimes(
+                "an AP still runs under the crash kernel",
+                lambda s: (s.g.kernel == NEW) & (s.g.stopping != 0),
+            )
+        flow.count_cpus("halted", lambda s: s.at("AP", "halted"))
+        return flow
+
+    return build
+
+
+# -- the library -------------------------------------------------------------------------------
+
+THREAD = 'kexec list 2021-05, "x86/kexec/64: Forbid kexec when running as an SEV-ES guest"'
+SERIES = '"x86/sev: KEXEC/KDUMP support for SEV-ES guests", RFC 2021-07 to v6 2024-06'
+STOP = "Linux arch/x86/kernel/{smp,process}.c (1f5e7eb7868e)"
+TIMEOUT = "a CPU that can come up does so within the 10 s for which the new kernel waits"
+ATOMIC_HLT = "clearing the bit in cpus_stop_mask and HLT are one step"
+NO_NMI = "every AP reports within a second, so that no NMI is sent (smp_no_nmi_ipi)"
+
+
+def _add(
+    short: str,
+    summary: str,
+    variant: Variant,
+    expected: str,
+    because: str,
+    story: str,
+    source: str,
+    *assumes: str,
+    kind: Callable[[Variant, str], Callable[[Machine], Flow]] = _kexec,
+    jump_table: int | None = None,
+) -> None:
+    name = f"sev-es-kexec/{short}"
+    register(
+        Scenario(
+            name, summary, expected, because, story, source, kind(variant, name), assumes, jump_table
+        )
+    )
+
+
+_PAGE = partial(Variant, hand_over="page", supported="with-park-code")
+
+_add(
+    "legacy-svm",
+    "no SEV-ES: INIT-SIPI-SIPI resets the other CPUs",
+    Variant(guest=lib.GHCB_GUEST_PLAIN),
+    "holds",
+    "",
+    "the hypervisor resets each AP; where it slept does not matter",
+    f"{STOP}; {THREAD}",
+    ATOMIC_HLT,
+    NO_NMI,
+    TIMEOUT,
+)
+_add(
+    "legacy-svm-stop-window",
+    "no SEV-ES, but the AP reports before it has executed HLT",
+    Variant(guest=lib.GHCB_GUEST_PLAIN, acknowledges=BEFORE_HLT),
+    "violated",
+    NO_FOREIGN_FETCH,
+    "the AP clears its bit before its last instructions; the new kernel may own them by then",
+    f"derived from {STOP}: the bit is cleared before the HLT loop",
+    NO_NMI,
+    TIMEOUT,
+)
+_add(
+    "legacy-sev-es",
+    "INIT-SIPI-SIPI under SEV-ES: the AP resumes with stale registers",
+    Variant(),
+    "violated",
+    NO_FOREIGN_FETCH,
+    "the hypervisor cannot reset an SEV-ES vCPU: the AP resumes after its HLT in memory of the new kernel",
+    THREAD,
+    ATOMIC_HLT,
+    NO_NMI,
+    TIMEOUT,
+)
+_add(
+    "protocol-v1",
+    "a host with protocol version 1 has no AP reset hold by MSR: kexec refused",
+    _PAGE(acknowledges=IN_HOLD, max_version=1),
+    "holds",
+    "",
+    "version 1: no park code is installed, loading fails with ENOSYS, no CPU is touched",
+    f"{SERIES}, patches 2, 5, 12",
+    kind=_refused,
+)
+_add(
+    "opt-out",
+    "the kernel opts out of kexec on SEV-ES: refused when it is loaded",
+    Variant(supported="never"),
+    "holds",
+    "",
+    "arch_kexec_supported() is false, loading fails with ENOSYS, no CPU is touched",
+    f"{SERIES}, patches 1, 2",
+    kind=_refused,
+)
+_add(
+    "jump-table-above-4g",
+    "firmware has the jump table above 4 GiB: no park code, kexec refused",
+    _PAGE(acknowledges=IN_HOLD),
+    "holds",
+    "",
+    "segment bases have 32 bits: a table above 4 GiB is not used, loading fails with ENOSYS",
+    f"{SERIES}, set-up of the jump table",
+    kind=_refused,
+    jump_table=0x1_0000_0000,
+)
+_add(
+    "park-old-memory",
+    "APs held by AP reset hold, in the old kernel's memory",
+    Variant(hand_over="hold", acknowledges=IN_HOLD),
+    "violated",
+    NO_FOREIGN_FETCH,
+    "the hypervisor wakes the AP, which goes on in memory that the new kernel has taken",
+    f"{THREAD}; play_dead of an SEV-ES guest",
+    NO_NMI,
+    TIMEOUT,
+)
+_add(
+    "jump-table",
+    "APs parked on the AP jump table page, held by MSR, released by SIPI",
+    _PAGE(acknowledges=IN_HOLD),
+    "holds",
+    "",
+    "the page is firmware's and survives; STARTUP answers the hold and the AP takes the new vector",
+    SERIES,
+    "an AP counts as stopped when the hypervisor holds it",
+    NO_NMI,
+    TIMEOUT,
+)
+_add(
+    "jump-table-ack-early",
+    "as jump-table, but the stop bit is cleared before the AP has left the old kernel",
+    _PAGE(acknowledges=EARLY),
+    "violated",
+    NO_FOREIGN_FETCH,
+    "the boot CPU passes stop_other_cpus while the AP is between the old text and the page",
+    f"derived: {STOP} clears the bit before {SERIES} parks",
+    NO_NMI,
+    TIMEOUT,
+)
+_add(
+    "jump-table-ack-in-page",
+    "as jump-table, but the AP reports from the page, before it asks to be held",
+    _PAGE(acknowledges=IN_PAGE),
+    "violated",
+    ALL_UP,
+    "STARTUP reaches a vCPU that is not held yet and is lost; the AP is then held for ever",
+    "derived from KVM's SIPI delivery: no kind of hold, no answer",
+    NO_NMI,
+    TIMEOUT,
+)
+_add(
+    "jump-table-nmi",
+    "as jump-table, with the NMI that Linux sends to CPUs that have not stopped after a second",
+    _PAGE(acknowledges=IN_HOLD, nmi=True),
+    "violated",
+    NO_SHUTDOWN,
+    "an NMI in the park code meets a real-mode IDT in protected mode: shutdown",
+    f"derived from {STOP} and {SERIES}",
+    TIMEOUT,
+)
+_add(
+    "mailbox",
+    "hand-over without the hypervisor: firmware's mailbox, asked by TEST before relocating",
+    Variant(hand_over="mailbox", acknowledges=EARLY),
+    "holds",
+    "",
+    "each AP waits in firmware memory and is sent on by one store",
+    f"{THREAD}; mailbox of ACPI MADT type 0x10",
+    "loop and page tables of the mailbox are firmware's memory",
+    NO_NMI,
+)
+_add(
+    "mailbox-no-test",
+    "as mailbox, but nobody asks whether the APs have arrived (as merged for TDX)",
+    Variant(hand_over="mailbox", acknowledges=EARLY, test=False),
+    "violated",
+    NO_FOREIGN_FETCH,
+    "the AP clears its bit before it has switched page tables and jumped; the new kernel may own both",
+    "derived from Linux 6.11 stop_this_cpu and smp_ops.stop_this_cpu",
+    NO_NMI,
+)
+_add(
+    "kdump-one-cpu",
+    "a crash: APs halt where the NMI met them, the crash kernel runs with nr_cpus=1",
+    Variant(hand_over="crash"),
+    "holds",
+    "",
+    "nobody wakes the APs and the crash kernel lives in its reservation",
+    'T. Liu in "x86/sev: KEXEC/KDUMP support for SEV-ES guests" v3, 2022-04; Linux arch/x86/kernel/reboot.c',
+    kind=_kdump,
+)
