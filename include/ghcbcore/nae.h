@@ -172,8 +172,8 @@
 #define GHCB_IOIO_PORT_WIDTH 16
 
 /* MSR, INFO1. */
-#define GHCB_MSR_ACCESS_READ 0
-#define GHCB_MSR_ACCESS_WRITE 1
+#define GHCB_RDMSR 0
+#define GHCB_WRMSR 1
 
 /* CPUID: this leaf needs xcr0 as well. */
 #define GHCB_CPUID_LEAF_XSTATE 0x0d

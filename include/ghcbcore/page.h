@@ -101,9 +101,6 @@
 #define GHCB_HYPERV_OFF_OUTPUT_GPA 0xfe8
 #define GHCB_HYPERV_OFF_CONTROL 0xff0 /* input control on entry, result on return */
 
-#define GHCB_PROTOCOL_MIN 1 /* versions of the protocol that public code knows */
-#define GHCB_PROTOCOL_MAX 2
-
 typedef struct {
     uint8_t reserved_000[0xcb];
     uint8_t cpl;

@@ -48,6 +48,22 @@
 #define SNP_FW_RESTORE_REQUIRED 0x25
 #define SNP_FW_RMP_INIT_FAILED 0x26
 #define SNP_FW_KEY 0x27
+#define SNP_FW_SHUTDOWN_INCOMPLETE 0x28
+#define SNP_FW_BUFFER_LENGTH 0x30
+#define SNP_FW_EXPAND_BUFFER 0x31
+#define SNP_FW_SPDM_REQUEST 0x32
+#define SNP_FW_SPDM_ERROR 0x33
+#define SNP_FW_DEVICE_CONNECTION 0x35
+#define SNP_FW_DEVICE_CONTEXT 0x36
+#define SNP_FW_TDI_CONTEXT 0x37
+#define SNP_FW_TDI 0x38
+#define SNP_FW_RECLAIM_REQUIRED 0x39
+#define SNP_FW_IN_USE 0x3a
+#define SNP_FW_DEVICE_STATE 0x3b
+#define SNP_FW_TDI_STATE 0x3c
+#define SNP_FW_DEVICE_CERT_CHANGED 0x3d
+#define SNP_FW_RESYNC_REQUIRED 0x3e
+#define SNP_FW_RESPONSE_TOO_LARGE 0x3f
 #define SNP_FW_NOT_CALLED 0xffffffff /* not firmware's own: it was never reached */
 /* cffi: end */
 
