@@ -1,6 +1,8 @@
 # The only `cdef extern` of the core: what the headers in include/ declare, as Cython sees it.
 # One block per header; a number never stands here, only its name.
 
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
 cdef extern from "ghcbcore/status.h" nogil:
     enum:
         GHCB_OK
@@ -12,8 +14,6 @@ cdef extern from "ghcbcore/status.h" nogil:
         GHCB_E_UNALIGNED
         GHCB_E_UNKNOWN_CODE
         GHCB_STATUS_END
-
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 cdef extern from "ghcbcore/host.h" nogil:
     enum:
@@ -138,8 +138,6 @@ cdef extern from "ghcbcore/machine.h" nogil:
         uint32_t first
         uint32_t n_pcs
 
-from libc.stdint cimport uint8_t
-
 cdef extern from "ghcbcore/page.h" nogil:
     enum:
         GHCB_VALID_CPL
@@ -212,22 +210,130 @@ cdef extern from "ghcbcore/msr.h" nogil:
     enum:
         GHCB_MSR_INFO_MASK
         GHCB_MSR_DATA_SHIFT
-        GHCB_MSR_SEV_INFO_REQ
-        GHCB_MSR_SEV_INFO_RESP
+        GHCB_MSR_DATA_WIDTH
+        GHCB_MSR_N_CODES
+        GHCB_MSR_N_ROWS
+        GHCB_MSR_NO_PAIR
+        GHCB_MSR_NO_ROW
+        GHCB_VERSION_MIN
+        GHCB_VERSION_MAX
+        GHCB_MSR_GHCB_GPA
         GHCB_MSR_SEV_INFO_RESP_MAX_SHIFT
         GHCB_MSR_SEV_INFO_RESP_MIN_SHIFT
         GHCB_MSR_SEV_INFO_RESP_C_BIT_SHIFT
-        GHCB_MSR_CPUID_REQ
         GHCB_MSR_CPUID_REQ_FN_SHIFT
         GHCB_MSR_CPUID_REQ_REG_SHIFT
-        GHCB_MSR_CPUID_RESP
         GHCB_MSR_CPUID_RESP_VALUE_SHIFT
+        GHCB_MSR_SEV_INFO_RESP
+        GHCB_MSR_SEV_INFO_REQ
+        GHCB_MSR_AP_JUMP_TABLE_REQ
+        GHCB_MSR_CPUID_REQ
+        GHCB_MSR_CPUID_RESP
+        GHCB_MSR_CPUID_REG_EAX
+        GHCB_MSR_CPUID_REG_EBX
+        GHCB_MSR_CPUID_REG_ECX
+        GHCB_MSR_CPUID_REG_EDX
         GHCB_MSR_AP_RESET_HOLD_REQ
         GHCB_MSR_AP_RESET_HOLD_RESP
+        GHCB_MSR_AP_RESET_HOLD_NOT_RELEASED
         GHCB_MSR_AP_RESET_HOLD_RELEASED
         GHCB_MSR_PREF_GPA_REQ
+        GHCB_MSR_PREF_GPA_RESP
         GHCB_MSR_REG_GPA_REQ
+        GHCB_MSR_REG_GPA_RESP
         GHCB_MSR_PSC_REQ
+        GHCB_MSR_PSC_RESP
+        GHCB_MSR_PSC_OP_PRIVATE
+        GHCB_MSR_PSC_OP_SHARED
+        GHCB_MSR_RUN_VMPL_REQ
+        GHCB_MSR_RUN_VMPL_RESP
+        GHCB_MSR_UNREG_GPA_REQ
+        GHCB_MSR_UNREG_GPA_RESP
         GHCB_MSR_HV_FEATURES_REQ
         GHCB_MSR_HV_FEATURES_RESP
         GHCB_MSR_TERM_REQ
+        GHCB_MSR_HYPERV_SPECIAL_HYPERCALL
+        GHCB_MSR_HYPERV_SPECIAL_FAST_CALL
+        GHCB_MSR_HYPERV_HYPERCALL_OUTPUT
+        GHCB_MSR_HYPERV_DEBUG_PRINT
+    # Too wide for a C enum.
+    const uint64_t GHCB_MSR_NO_GFN
+    const uint64_t GHCB_MSR_PSC_ERROR_KVM
+
+    ctypedef struct ghcb_msr_t:
+        uint64_t a
+        uint16_t b
+        uint8_t c
+        uint8_t status
+        uint16_t code
+        uint16_t row
+
+    ctypedef struct ghcb_msr_field_t:
+        const char *name
+        uint8_t shift
+        uint8_t width
+
+    ctypedef struct ghcb_msr_row_t:
+        const char *name
+        uint16_t code
+        uint16_t pair
+        uint8_t is_answer
+        uint8_t n_fields
+        ghcb_msr_field_t field[3]
+        uint64_t reserved
+
+    const ghcb_msr_row_t *ghcb_msr_rows
+    const ghcb_msr_row_t *ghcb_msr_row(uint64_t code)
+    int ghcb_msr_decode(uint64_t raw, ghcb_msr_t *out)
+    int ghcb_msr_encode(uint64_t code, uint64_t a, uint64_t b, uint64_t c, uint64_t *raw)
+    int ghcb_msr_check_answer(uint64_t request, uint64_t answer)
+
+cdef extern from "ghcbcore/jumptable.h" nogil:
+    const uint64_t GHCB_JUMP_TABLE_LIMIT
+    const uint32_t GHCB_PARK_CR0
+    enum:
+        GHCB_JUMP_TABLE_NONE
+        GHCB_JUMP_TABLE_SIZE
+        GHCB_JUMP_TABLE_RESET_IP
+        GHCB_JUMP_TABLE_RESET_CS
+        GHCB_PARK_GDT_OFFSET
+        GHCB_PARK_ENTRY
+        GHCB_PARK_GDT_ALIGN
+        GHCB_PARK_STACK_TOP
+        GHCB_PARK_STACK_SIZE
+        GHCB_PARK_GDT_SELF
+        GHCB_PARK_GDT_CODE16
+        GHCB_PARK_GDT_DATA16
+        GHCB_PARK_GDT_REAL_DATA
+        GHCB_PARK_GDT_ENTRIES
+        GHCB_PARK_DESCRIPTOR_SIZE
+        GHCB_PARK_SEGMENT_LIMIT
+        GHCB_PARK_CODE_ACCESS
+        GHCB_PARK_DATA_ACCESS
+        GHCB_PARK_EFLAGS
+    ctypedef struct ghcb_jump_table_t:
+        uint16_t reset_ip
+        uint16_t reset_cs
+        uint16_t gdt_offset
+    int ghcb_jump_table_check_gpa(uint64_t gpa)
+    uint64_t ghcb_park_descriptor(uint32_t base, uint16_t limit, uint8_t access)
+    uint32_t ghcb_park_descriptor_base(uint64_t descriptor)
+    uint32_t ghcb_park_descriptor_limit(uint64_t descriptor)
+    uint8_t ghcb_park_descriptor_access(uint64_t descriptor)
+    uint8_t ghcb_park_descriptor_flags(uint64_t descriptor)
+    uint64_t ghcb_park_gdt_self(uint32_t base, uint16_t limit)
+    uint32_t ghcb_park_gdt_self_base(uint64_t self)
+    uint16_t ghcb_park_gdt_self_limit(uint64_t self)
+
+# ghcbcore/park.c: not in a header, because only ghcbcore.jumptable is linked with it.
+cdef extern from * nogil:
+    """
+    extern const unsigned char ghcb_park_start[] __attribute__((visibility("hidden")));
+    extern const unsigned char ghcb_park_operand[] __attribute__((visibility("hidden")));
+    extern const unsigned char ghcb_park_gdt[] __attribute__((visibility("hidden")));
+    extern const unsigned char ghcb_park_end[] __attribute__((visibility("hidden")));
+    """
+    const unsigned char ghcb_park_start[]
+    const unsigned char ghcb_park_operand[]
+    const unsigned char ghcb_park_gdt[]
+    const unsigned char ghcb_park_end[]

@@ -297,9 +297,9 @@ static const uint8_t ghcb_msr_slot_of[GHCB_MSR_N_CODES] = {GHCB_MSR_EACH_ROW(GHC
 #undef GHCB_MSR_X_LOOKUP
 
 /* The row of a code, or a null pointer. Bits above [11:0] count: they make the code unknown. */
-static inline const ghcb_msr_row_t *ghcb_msr_row(uint32_t code)
+static inline const ghcb_msr_row_t *ghcb_msr_row(uint64_t code)
 {
-    uint32_t slot = code < GHCB_MSR_N_CODES ? ghcb_msr_slot_of[code] : 0;
+    uint64_t slot = code < GHCB_MSR_N_CODES ? ghcb_msr_slot_of[code] : 0;
 
     return slot ? &ghcb_msr_rows[slot - 1] : 0;
 }
@@ -318,7 +318,7 @@ static inline int ghcb_msr_decode(uint64_t raw, ghcb_msr_t *out);
  *
  *   GHCB_E_UNKNOWN_CODE   `code` has no row
  *   GHCB_E_OUT_OF_RANGE   a, b or c does not fit its field; a field the row lacks must be 0 */
-static inline int ghcb_msr_encode(uint32_t code, uint64_t a, uint64_t b, uint64_t c, uint64_t *raw);
+static inline int ghcb_msr_encode(uint64_t code, uint64_t a, uint64_t b, uint64_t c, uint64_t *raw);
 
 /* Judge an answer by its request, as a careful guest does. First that applies:
  *
@@ -339,7 +339,8 @@ static inline int ghcb_msr_decode(uint64_t raw, ghcb_msr_t *out)
     uint32_t code = raw & GHCB_MSR_INFO_MASK;
     uint32_t slot = ghcb_msr_slot_of[code];
     const ghcb_msr_slot_t *s = &ghcb_msr_slots[slot];
-    uint8_t status = raw & s->reserved ? GHCB_E_RESERVED_BITS : s->status;
+    /* No branch: real values mix good and bad ones, and a wrong guess costs more than all else. */
+    uint8_t status = s->status | (GHCB_E_RESERVED_BITS & -(uint8_t)((raw & s->reserved) != 0));
 
     out->a = (raw >> s->a_shift) & s->a_mask;
     out->b = (raw >> s->b_shift) & s->b_mask;
@@ -350,10 +351,10 @@ static inline int ghcb_msr_decode(uint64_t raw, ghcb_msr_t *out)
     return status;
 }
 
-static inline int ghcb_msr_encode(uint32_t code, uint64_t a, uint64_t b, uint64_t c, uint64_t *raw)
+static inline int ghcb_msr_encode(uint64_t code, uint64_t a, uint64_t b, uint64_t c, uint64_t *raw)
 {
     const ghcb_msr_slot_t *s;
-    uint32_t slot = code < GHCB_MSR_N_CODES ? ghcb_msr_slot_of[code] : 0;
+    uint64_t slot = code < GHCB_MSR_N_CODES ? ghcb_msr_slot_of[code] : 0;
 
     if (!slot)
         return GHCB_E_UNKNOWN_CODE;
