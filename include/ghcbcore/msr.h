@@ -92,7 +92,8 @@
 #define GHCB_MSR_REG_GPA_RESP_GFN_SHIFT 12 /* the GFN of the request, or GHCB_MSR_NO_GFN: refused */
 #define GHCB_MSR_REG_GPA_RESP_GFN_WIDTH 52
 
-/* 0x014: change the state of one 4 KiB page. */
+/* 0x014: change the state of one 4 KiB page. Operations are those of the page protocol
+ * (GHCB_PSC_OP_* in nae.h), of which only "private" and "shared" are legal here. */
 #define GHCB_MSR_PSC_REQ 0x014
 #define GHCB_MSR_PSC_REQ_GFN_SHIFT 12
 #define GHCB_MSR_PSC_REQ_GFN_WIDTH 40
@@ -101,8 +102,6 @@
 #define GHCB_MSR_PSC_RESP 0x015
 #define GHCB_MSR_PSC_RESP_ERROR_SHIFT 32 /* 0: done */
 #define GHCB_MSR_PSC_RESP_ERROR_WIDTH 32
-#define GHCB_MSR_PSC_OP_PRIVATE 1
-#define GHCB_MSR_PSC_OP_SHARED 2
 #define GHCB_MSR_PSC_ERROR_KVM 0x80000000 /* the only error of KVM: bit 63 of the MSR */
 
 /* 0x016: let another privilege level of this vCPU run. */
