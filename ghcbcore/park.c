@@ -16,6 +16,8 @@
  * references are relative to the page: there is nothing to relocate but three bases in the GDT.
  */
 #include <ghcbcore/jumptable.h>
+#include <ghcbcore/msr.h>
+#include <ghcbcore/sev.h>
 
 #if defined(__x86_64__)
 #define BACK_TO_HOST_CODE ".code64\n"
@@ -53,17 +55,17 @@ __asm__(
 	"	movl $" N(GHCB_PARK_STACK_TOP) ", %esp\n"
 
 	/* Hold. The answer counts only if it is one to this request and says "SIPI". */
-	"	movl $" N(GHCB_PARK_MSR) ", %ecx\n"
-	"2:	movl $" N(GHCB_PARK_HOLD_REQ) ", %eax\n"
+	"	movl $" N(SEV_MSR_GHCB) ", %ecx\n"
+	"2:	movl $" N(GHCB_MSR_AP_RESET_HOLD_REQ) ", %eax\n"
 	"	xorl %edx, %edx\n"
 	"	wrmsr\n"
 	"	rep; vmmcall\n" /* VMGEXIT */
 	"	rdmsr\n"
 	"	movl %eax, %ebx\n"
-	"	andl $" N(GHCB_PARK_MSR_INFO_MASK) ", %ebx\n"
-	"	cmpl $" N(GHCB_PARK_HOLD_RESP) ", %ebx\n"
+	"	andl $" N(GHCB_MSR_INFO_MASK) ", %ebx\n"
+	"	cmpl $" N(GHCB_MSR_AP_RESET_HOLD_RESP) ", %ebx\n"
 	"	jne 2b\n"
-	"	shrl $" N(GHCB_PARK_MSR_DATA_SHIFT) ", %eax\n"
+	"	shrl $" N(GHCB_MSR_DATA_SHIFT) ", %eax\n"
 	"	orl %edx, %eax\n"
 	"	jz 2b\n"
 

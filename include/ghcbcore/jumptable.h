@@ -47,13 +47,6 @@
 #define GHCB_PARK_CR0 0x60000010 /* after a reset: CD, NW, ET; no PE */
 #define GHCB_PARK_EFLAGS 0x002   /* after a reset: the bit that is always one */
 
-/* The request that parks: AP reset hold of the GHCB MSR protocol. */
-#define GHCB_PARK_MSR 0xc0010130
-#define GHCB_PARK_MSR_INFO_MASK 0xfff
-#define GHCB_PARK_MSR_DATA_SHIFT 12
-#define GHCB_PARK_HOLD_REQ 0x006
-#define GHCB_PARK_HOLD_RESP 0x007 /* data 0: woken, but not by a SIPI */
-
 typedef struct {
 	uint16_t reset_ip;
 	uint16_t reset_cs;
