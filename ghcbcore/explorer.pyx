@@ -609,10 +609,11 @@ cdef class Explorer:
         if state >= self.n_states:
             raise _errors.OutOfRange(f"state {state} of {self.n_states}")
         out = [state]
-        while out[-1]:
-            at = out[-1]
-            out.append(self.parents[at >> CHUNK_BITS][at & CHUNK_MASK])
-        return out[::-1]
+        while state:
+            state = self.parents[state >> CHUNK_BITS][state & CHUNK_MASK]
+            out.append(state)
+        out.reverse()
+        return out
 
     def state_of(self, const uint64_t[::1] record not None):
         """Return the number of the state that a record is, up to which CPU is which; -1 if none."""

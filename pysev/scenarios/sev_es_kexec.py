@@ -379,15 +379,17 @@ class _Family:
             ),
         )
         stopped = op("all other CPUs have reported", when=[g.stopping == 0], to="stopped")
-        shoot = op(
-            "1 s is over: NMI to the CPUs still in the mask",
-            when=[g.stopping != 0],
-            do=[each(when(other.in_mask == 1, send_nmi(other)))],
-            after=costs.STOP_TIMEOUT,
-        )
-        boot.at("stopping", stopped, *([shoot] if self.v.nmi else []))
         if self.v.nmi:
+            shoot = op(
+                "1 s is over: NMI to the CPUs still in the mask",
+                when=[g.stopping != 0],
+                do=[each(when(other.in_mask == 1, send_nmi(other)))],
+                after=costs.STOP_TIMEOUT,
+            )
+            boot.at("stopping", stopped, shoot)
             boot.at("stopping by NMI", stopped)
+        else:
+            boot.at("stopping", stopped)
         boot.at("stopped", op("local APIC off, segments reloaded, IDT and GDT gone"))
         if self.v.hand_over == "mailbox" and self.v.test:
             self.test_mailbox()
@@ -767,7 +769,7 @@ _add(
     "segment bases have 32 bits: a table above 4 GiB is not used, loading fails with ENOSYS",
     f"{SERIES}, set-up of the jump table",
     kind=_refused,
-    jump_table=0x1_0000_0000,
+    jump_table=(1 << 51) - lib.GHCB_PAGE_SIZE,  # above RAM of any size, below a C-bit 51
 )
 _add(
     "park-old-memory",

@@ -1,0 +1,350 @@
+"""``check``: every order of events of a flow, breadth first, and what its properties say of it.
+
+The search is ``ghcbcore.explorer``; here is the loop over its levels, where properties look at
+each new state once, as arrays. States that violate an ``always`` property are not searched
+further. ``end`` properties, and the question whether everybody may rest, look at the states after
+which nothing happens.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from ghcbcore._cffi import lib
+from ghcbcore.errors import SevError
+from ghcbcore.explorer import Explorer, MemoryLimit, NarrowIds
+
+from .flow import Compiled, Field, Flow, Property
+from .states import States
+
+__all__ = ["DEADLOCK", "CheckResult", "PropertyError", "Step", "check"]
+
+DEADLOCK = "nobody waits for ever"
+"""Name of the built-in property: where nothing happens any more, every agent may rest."""
+
+CHUNK = 1 << 16
+WIDTHS = ((2, 1), (4, 1), (4, 2))
+Array = np.ndarray[Any, np.dtype[Any]]
+Move = tuple[int, int, int]
+
+
+class PropertyError(SevError):
+    """A property raised, or did not return one bool for each state."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a counterexample; ``move`` is (alternative, own, other) of the program."""
+
+    agent: str
+    op: str
+    detail: str
+    move: Move
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What a check found.
+
+    Attributes
+    ----------
+    verdict : str
+        ``holds``, ``violated``, ``deadlock`` or ``unknown`` (not complete, nothing found).
+    property : str
+        The one violated after the fewest steps; empty if none is.
+    states, transitions, depth : int
+        Distinct states (CPUs that are alike are alike), steps between them, longest distance.
+    complete : bool
+        Every reachable state was looked at.
+    counterexample : tuple of Step
+        The shortest order of events that violates ``property``.
+    violations : dict of str to int
+        Every property violated, with the number of steps after which it first is.
+    reached : dict of str to bool
+        Every ``sometimes`` property.
+    """
+
+    flow: str
+    n_cpus: int
+    verdict: str
+    property: str
+    states: int
+    transitions: int
+    depth: int
+    complete: bool
+    seconds: float
+    counterexample: tuple[Step, ...]
+    violations: dict[str, int]
+    reached: dict[str, bool]
+    n_bytes: int
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "scenario": self.flow,
+            "cpus": self.n_cpus,
+            "verdict": self.verdict,
+            "property": self.property,
+            "states": self.states,
+            "transitions": self.transitions,
+            "depth": self.depth,
+            "complete": self.complete,
+            "seconds": round(self.seconds, 4),
+            "violations": self.violations,
+            "reached": self.reached,
+            "bytes": self.n_bytes,
+            "counterexample": [
+                {"agent": s.agent, "op": s.op, "detail": s.detail} for s in self.counterexample
+            ],
+        }
+
+
+@dataclass
+class _Search:
+    """One run of the explorer with its book of findings."""
+
+    compiled: Compiled
+    explorer: Explorer
+    properties: Sequence[Property]
+    first: dict[str, tuple[int, int]] = field(default_factory=dict)  # name: (depth, state)
+    reached: dict[str, bool] = field(default_factory=dict)
+    depth: int = 0
+    complete: bool = True
+    n_terminals: int = 0
+
+    def run(self, stop: Callable[[], bool]) -> None:
+        ex = self.explorer
+        self.reached = {p.name: False for p in self.properties if p.kind == "sometimes"}
+        low = 0
+        try:
+            while low < ex.n_states:
+                high = ex.n_states
+                for begin in range(low, high, CHUNK):
+                    if stop():
+                        self.complete = False
+                        return
+                    self._chunk(begin, min(begin + CHUNK, high))
+                low = high
+                self.depth += low < ex.n_states
+        except MemoryLimit:
+            self.complete = False
+
+    def _chunk(self, begin: int, end: int) -> None:
+        ex = self.explorer
+        states = self._states(begin, end)
+        bad = np.zeros(end - begin, dtype=bool)
+        for p in self.properties:
+            if p.kind == "always":
+                broken = ~_evaluate(p, states)
+                self._note(p.name, broken, np.arange(begin, end))
+                bad |= broken
+            elif p.kind == "sometimes" and not self.reached[p.name]:
+                self.reached[p.name] = bool(_evaluate(p, states).any())
+        try:
+            ex.expand(begin, end, bad.view(np.uint8))
+        finally:
+            self._ends(ex.terminals[self.n_terminals :])
+
+    def _ends(self, terminals: list[int]) -> None:
+        self.n_terminals += len(terminals)
+        for i in range(0, len(terminals), CHUNK):
+            numbers = np.array(terminals[i : i + CHUNK], dtype=np.int64)
+            gids = np.concatenate([self.explorer.part_ids(n, n + 1)[0] for n in numbers])
+            sids = np.concatenate([self.explorer.part_ids(n, n + 1)[1] for n in numbers])
+            states = self._view(gids, sids)
+            for p in self.properties:
+                if p.kind == "end":
+                    self._note(p.name, ~_evaluate(p, states), numbers)
+            self._note(DEADLOCK, ~states.at_rest(), numbers)
+
+    def _note(self, name: str, broken: Array, numbers: Array) -> None:
+        if name not in self.first and broken.any():
+            self.first[name] = (self.depth, int(numbers[int(np.argmax(broken))]))
+
+    def _states(self, begin: int, end: int) -> States:
+        return self._view(*self.explorer.part_ids(begin, end))
+
+    def _view(self, gids: Array, sids: Array) -> States:
+        global_table, slice_table = self.explorer.tables()
+        return States(
+            self.compiled,
+            len(gids),
+            lambda i: np.take(global_table[:, i], gids),
+            lambda i: np.take(slice_table[:, i], sids),
+        )
+
+    def steps(self, state: int) -> Iterator[Step]:
+        """Replay the shortest way to a state on a record in which each CPU keeps its number."""
+        program, record = self.compiled.program, self.compiled.initial_record()
+        for target in self.explorer.path(state)[1:]:
+            for move in program.moves(record):
+                after = record.copy()
+                program.step(after, *move)
+                if self.explorer.state_of(after) == target:
+                    yield _step(self.compiled, move, record, after)
+                    record = after
+                    break
+            else:  # the search and the step disagree: our own mistake, never the user's
+                raise AssertionError(f"no step leads to state {target}")
+
+
+def check(
+    flow: Flow,
+    n_cpus: int,
+    *,
+    properties: Sequence[Property] = (),
+    symmetric: bool = True,
+    max_bytes: int = 8 << 30,
+    seconds: float | None = None,
+) -> CheckResult:
+    """Explore every order of events of a flow.
+
+    Parameters
+    ----------
+    flow : Flow
+    n_cpus : int
+        With the boot CPU; 1 to 64.
+    properties : sequence of Property
+        More of them, beside the flow's own.
+    symmetric : bool
+        Count states that differ only in which CPU is which as one.
+    max_bytes : int
+        Bound on the memory for states; beyond it the result is not ``complete``.
+    seconds : float, optional
+        Bound on the time, looked at between pieces of 65,536 states.
+
+    Raises
+    ------
+    PropertyError
+        A property raised or returned something else than one bool a state.
+    OutOfRange
+        ``n_cpus`` is not possible.
+    """
+    began = time.perf_counter()
+    compiled = flow.compile(n_cpus)
+    everything = [*flow.properties, *properties]
+    names = [p.name for p in everything]
+    if len({*names, DEADLOCK}) != len(names) + 1:
+        raise PropertyError(f"two properties of one name: {sorted(names)}")
+    limit = None if seconds is None else began + seconds
+    search = _search(compiled, everything, symmetric, max_bytes, limit)
+    first = sorted(search.first.items(), key=lambda item: (item[1][0], item[0] == DEADLOCK))
+    unreached = [name for name, reached in search.reached.items() if not reached]
+    verdict, broken = "holds" if search.complete else "unknown", ""
+    steps: tuple[Step, ...] = ()
+    if first:
+        broken, (_, state) = first[0]
+        real = [item for item in first if item[0] != DEADLOCK]
+        if broken == DEADLOCK and real and real[0][1][0] == first[0][1][0]:
+            broken, (_, state) = real[0]
+        verdict = "deadlock" if broken == DEADLOCK else "violated"
+        steps = tuple(search.steps(state))
+    elif unreached and search.complete:
+        verdict, broken = "violated", f"sometimes: {unreached[0]}"
+    return CheckResult(
+        flow=flow.name,
+        n_cpus=n_cpus,
+        verdict=verdict,
+        property=broken,
+        states=search.explorer.n_states,
+        transitions=search.explorer.n_transitions,
+        depth=search.depth,
+        complete=search.complete,
+        seconds=time.perf_counter() - began,
+        counterexample=steps,
+        violations={name: depth for name, (depth, _) in first},
+        reached=search.reached,
+        n_bytes=search.explorer.n_bytes,
+    )
+
+
+def _search(
+    compiled: Compiled,
+    properties: Sequence[Property],
+    symmetric: bool,
+    max_bytes: int,
+    limit: float | None,
+) -> _Search:
+    record = compiled.initial_record()
+    for global_bytes, slice_bytes in WIDTHS:
+        explorer = Explorer(
+            compiled.program,
+            record,
+            symmetric=symmetric,
+            global_bytes=global_bytes,
+            slice_bytes=slice_bytes,
+            max_bytes=max_bytes,
+        )
+        search = _Search(compiled, explorer, properties)
+        try:
+            search.run(lambda: limit is not None and time.perf_counter() > limit)
+        except NarrowIds:
+            continue
+        return search
+    raise SevError(f"{compiled.flow.name}: more than 65536 distinct states of one CPU")
+
+
+def _evaluate(p: Property, states: States) -> Array:
+    try:
+        result = np.asarray(p.holds(states))
+    except Exception as error:
+        raise PropertyError(f"property {p.name!r} raised {type(error).__name__}: {error}") from error
+    if result.dtype != np.bool_ or result.shape != (len(states),):
+        raise PropertyError(
+            f"property {p.name!r} returned {result.dtype} of shape {result.shape}; "
+            f"it must be bool of shape ({len(states)},)"
+        )
+    return result
+
+
+def agent_name(compiled: Compiled, alt: int, own: int) -> str:
+    """Return ``boot CPU``, ``AP 3`` ...: the CPU of slice ``own`` has the number ``own + 1``."""
+    agent = compiled.agent_of(alt)
+    return f"{agent.name} {own + 1}" if agent.per_cpu else agent.name
+
+
+def _step(compiled: Compiled, move: Move, before: Array, after: Array) -> Step:
+    alt, own, other = move
+    text = compiled.ops[alt].text
+    if other >= 0:
+        text += f" (CPU {other + 1})"
+    return Step(agent_name(compiled, alt, own), text, _changes(compiled, own, before, after), move)
+
+
+def _changes(compiled: Compiled, own: int, before: Array, after: Array) -> str:
+    """Return which words changed, positions in programs left out."""
+    flow, program = compiled.flow, compiled.program
+    positions = {a.pc.name for a in flow.agents}
+    out = []
+    for words in (flow.vm, flow.boot, flow.g):
+        out += _changed(list(words), positions, before, after, 0)
+    for cpu in range(compiled.n_others):
+        base = program.n_global + cpu * program.n_slice
+        prefix = "" if cpu == own else f"CPU {cpu + 1} "
+        out += _changed(list(flow.cpu), positions, before, after, base, prefix)
+    return "; ".join(out)
+
+
+def _changed(
+    fields: list[Field],
+    positions: set[str],
+    before: Array,
+    after: Array,
+    base: int,
+    prefix: str = "",
+) -> list[str]:
+    out = []
+    for f in fields:
+        old, new = int(before[base + f.index]), int(after[base + f.index])
+        if old != new and f.name not in positions:
+            name = f.name.split(".", 1)[1]
+            where = "boot " if f.name.startswith("boot.") else prefix
+            out.append(f"{where}{name} {_number(old)} -> {_number(new)}")
+    return out
+
+
+def _number(value: int) -> str:
+    return str(value) if value < 1 << lib.GHCB_MSR_DATA_SHIFT else f"{value:#x}"
