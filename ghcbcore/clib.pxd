@@ -138,6 +138,23 @@ cdef extern from "ghcbcore/machine.h" nogil:
         uint32_t first
         uint32_t n_pcs
 
+    ctypedef struct ghcb_event_t:
+        uint64_t time_ns
+        uint32_t cpu
+        uint32_t call
+        uint64_t msr
+        uint64_t msr_after
+        uint64_t sw_exit_code
+        uint64_t sw_exit_info_1
+        uint64_t sw_exit_info_2
+        uint64_t info_1_after
+        uint64_t info_2_after
+
+    ctypedef struct ghcb_trace_t:
+        ghcb_event_t *events
+        uint64_t n
+        uint64_t now_ns
+
 cdef extern from "ghcbcore/page.h" nogil:
     enum:
         GHCB_VALID_CPL

@@ -432,7 +432,7 @@ cdef class Explorer:
                 if alt.each:
                     found.append((a, 0, 0, ALL))
                     continue
-                apply(self.program.code, alt, &self.program.profile.c, sg, ss, ss, NULL, 0, 0)
+                apply(self.program.code, alt, &self.program.profile.c, sg, ss, ss, NULL, 0, 0, NULL)
                 self.n_executed += 1
                 g2 = self.globals_.intern(sg)
                 s2 = self.slices_.intern(ss) if s != NO_SLICE else 0
@@ -512,7 +512,7 @@ cdef class Explorer:
             if kind == PAIR and not enabled(self.program.code, alt, self.scratch, own, other):
                 continue
             apply(self.program.code, alt, &self.program.profile.c, self.scratch, own, other,
-                  slices, self.n_others, n_slice)
+                  slices, self.n_others, n_slice, NULL)
             self.n_executed += 1
             g2 = self._intern_record(self.scratch, after)
             self.emit(state, g2, after)

@@ -4,7 +4,16 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from ghcbcore cimport clib
-from ghcbcore.clib cimport ghcb_alt_t, ghcb_insn_t, ghcb_profile_t, ghcb_role_t, ghcb_vcpu_t, ghcb_vm_t
+from ghcbcore.clib cimport (
+    ghcb_alt_t,
+    ghcb_event_t,
+    ghcb_insn_t,
+    ghcb_profile_t,
+    ghcb_role_t,
+    ghcb_trace_t,
+    ghcb_vcpu_t,
+    ghcb_vm_t,
+)
 from ghcbcore.host cimport Profile, host_call
 
 
@@ -42,7 +51,8 @@ cdef inline bint enabled(
 
 cdef inline uint32_t one(
     const ghcb_insn_t *insn, const ghcb_profile_t *profile,
-    uint64_t *g, uint64_t *own, uint64_t *other,
+    uint64_t *g, uint64_t *own, uint64_t *other, uint32_t own_cpu, uint32_t other_cpu,
+    ghcb_trace_t *trace,
 ) noexcept nogil:
     """Execute one instruction other than EACH; return how many of the following to skip."""
     cdef uint64_t *a
@@ -59,29 +69,68 @@ cdef inline uint32_t one(
         a[0] += b
     elif insn.op == clib.GHCB_OP_SHR:
         a[0] = a[0] >> b if b < 64 else 0
-    else:
+    elif trace == NULL:
         host_call(b, profile, <ghcb_vm_t *> g, <ghcb_vcpu_t *> a)
+    else:
+        traced_call(
+            b, profile, <ghcb_vm_t *> g, <ghcb_vcpu_t *> a, trace,
+            cpu_of(insn.a, own_cpu, other_cpu),
+        )
     return 0
+
+
+cdef inline uint32_t cpu_of(uint32_t operand, uint32_t own_cpu, uint32_t other_cpu) noexcept nogil:
+    cdef uint32_t block = operand >> clib.GHCB_BLOCK_SHIFT
+    if block == clib.GHCB_BLOCK_GLOBAL:
+        return 0
+    return own_cpu if block == clib.GHCB_BLOCK_OWN else other_cpu
+
+
+cdef inline void traced_call(
+    uint64_t function, const ghcb_profile_t *profile, ghcb_vm_t *vm, ghcb_vcpu_t *vcpu,
+    ghcb_trace_t *trace, uint32_t cpu,
+) noexcept nogil:
+    cdef ghcb_event_t *event = trace.events + trace.n
+    trace.n += 1
+    event.time_ns = trace.now_ns
+    event.cpu = cpu
+    event.call = <uint32_t> function
+    event.msr = vcpu.msr
+    event.sw_exit_code = vcpu.sw_exit_code
+    event.sw_exit_info_1 = vcpu.sw_exit_info_1
+    event.sw_exit_info_2 = vcpu.sw_exit_info_2
+    host_call(function, profile, vm, vcpu)
+    event.msr_after = vcpu.msr
+    event.info_1_after = vcpu.sw_exit_info_1
+    event.info_2_after = vcpu.sw_exit_info_2
 
 
 cdef inline void apply(
     const ghcb_insn_t *code, const ghcb_alt_t *alt, const ghcb_profile_t *profile,
     uint64_t *g, uint64_t *own, uint64_t *other,
-    uint64_t *slices, Py_ssize_t n_slices, Py_ssize_t n_slice,
+    uint64_t *slices, Py_ssize_t n_slices, Py_ssize_t n_slice, ghcb_trace_t *trace,
 ) noexcept nogil:
+    """Apply an alternative. ``trace`` may be NULL; ``own`` and ``other`` lie in ``slices`` if not."""
+    cdef uint32_t own_cpu = 0
+    cdef uint32_t other_cpu = 0
+    if trace != NULL:
+        own_cpu = <uint32_t> ((own - slices) // n_slice + 1)
+        other_cpu = <uint32_t> ((other - slices) // n_slice + 1)
     cdef uint32_t i = alt.effect
     cdef uint32_t end = i + alt.n_effects
     cdef uint32_t j, block_end
     cdef Py_ssize_t k
     while i < end:
         if code[i].op != clib.GHCB_OP_EACH:
-            i += 1 + one(code + i, profile, g, own, other)
+            i += 1 + one(code + i, profile, g, own, other, own_cpu, other_cpu, trace)
             continue
         block_end = i + 1 + code[i].skip
         for k in range(n_slices):
             j = i + 1
             while j < block_end:
-                j += 1 + one(code + j, profile, g, own, slices + k * n_slice)
+                j += 1 + one(
+                    code + j, profile, g, own, slices + k * n_slice, own_cpu, <uint32_t> (k + 1), trace
+                )
         i = block_end
 
 

@@ -220,4 +220,4 @@ cdef class Program:
         cdef uint64_t *t = slices + other * self.n_slice if a.binds else s
         if s[role.pc_word] != a.pc or not enabled(self.code, a, g, s, t):
             raise _errors.StateConflict(f"alt {alt}, own {own}, other {other}: not possible here")
-        apply(self.code, a, &self.profile.c, g, s, t, slices, n, self.n_slice)
+        apply(self.code, a, &self.profile.c, g, s, t, slices, n, self.n_slice, NULL)

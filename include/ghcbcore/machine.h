@@ -77,6 +77,27 @@ typedef struct ghcb_role {
     uint32_t n_pcs;
 } ghcb_role_t;
 
+/* What CALLs were made: the record of a trace. `run` keeps them, `check` does not ask for them. */
+typedef struct ghcb_event {
+    uint64_t time_ns;
+    uint32_t cpu;  /* 0 is the boot CPU */
+    uint32_t call; /* GHCB_CALL_* */
+    uint64_t msr;  /* GHCB MSR before */
+    uint64_t msr_after;
+    uint64_t sw_exit_code;
+    uint64_t sw_exit_info_1; /* before */
+    uint64_t sw_exit_info_2;
+    uint64_t info_1_after;
+    uint64_t info_2_after;
+} ghcb_event_t;
+
+typedef struct ghcb_trace {
+    ghcb_event_t *events; /* room for all that one alternative can make */
+    uint64_t n;
+    uint64_t now_ns;
+} ghcb_trace_t;
+
+_Static_assert(sizeof(ghcb_event_t) == 72, "no gaps");
 _Static_assert(sizeof(ghcb_insn_t) == 32, "no gaps");
 _Static_assert(sizeof(ghcb_alt_t) == 56, "no gaps");
 _Static_assert(sizeof(ghcb_role_t) == 16, "no gaps");

@@ -1,0 +1,491 @@
+"""One machine with thousands of CPUs, moved event by event in modelled time.
+
+Theory of operation. Each agent has a time at which it is next able to act; a heap gives the
+earliest. It then chooses among its possible alternatives; if there is none it sleeps and leaves a
+*watch*: for each of its alternatives one test that fails now, in the list of the word that this
+test reads. An operation that changes the word looks at the list and wakes whom the test no longer
+stops. Nobody is polled.
+
+Every choice (which alternative, how long a drawn delay) is a pure function of the seed and of how
+many choices were made before, so a run repeats bit by bit.
+"""
+
+import numpy as _np
+
+from ghcbcore import errors as _errors
+
+cimport cython
+from cpython.exc cimport PyErr_CheckSignals
+from ghcbcore cimport clib
+from ghcbcore.clib cimport ghcb_alt_t, ghcb_event_t, ghcb_insn_t, ghcb_role_t, ghcb_trace_t
+from ghcbcore.machine cimport Program, apply, enabled, holds
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+
+__all__ = ["EVENT_DTYPE", "Simulator"]
+
+cdef ghcb_event_t _event
+EVENT_DTYPE = _np.asarray(<ghcb_event_t[:1]> &_event).dtype
+
+cdef enum:
+    NONE = -1
+    WAKE_NS = 64  # a sleeper notices within this time
+
+
+@cython.final
+cdef class Simulator:
+    """Simulator(program, record, seed)
+    --
+
+    Parameters
+    ----------
+    program : Program
+    record : uint64 array, C-contiguous, writable
+        The first state; it is moved in place.
+    seed : int
+        64 bits.
+
+    Attributes
+    ----------
+    record : uint64 array
+    now_ns : int
+        Modelled time of the last operation.
+    n_steps : int
+    executed : uint64 array, one element for each alternative of the program
+        How often it was applied.
+    """
+
+    cdef readonly Program program
+    cdef readonly object record
+    cdef readonly object executed
+    cdef readonly uint64_t now_ns
+    cdef readonly uint64_t n_steps
+    cdef readonly Py_ssize_t n_others
+    cdef uint64_t seed, n_choices
+    cdef uint64_t *g
+    cdef uint64_t *slices
+    cdef uint64_t *executed_
+    cdef Py_ssize_t n_agents, n_lists, slots, n_watches
+    cdef object _keep  # arrays behind the pointers
+    # agents
+    cdef int32_t *agent_role
+    cdef int32_t *agent_slice
+    cdef uint64_t *armed  # [agent, slot]: when a delayed alternative may happen; 0: not running
+    # heap of agents that have a time
+    cdef uint64_t *when
+    cdef int32_t *heap
+    cdef int32_t *place
+    cdef Py_ssize_t n_heap
+    # watches: [agent, k], in doubly linked lists, one for each word
+    cdef int32_t *head
+    cdef int32_t *next
+    cdef int32_t *prev
+    cdef int32_t *listed
+    cdef uint32_t *watch_insn
+    cdef int32_t *watch_alt  # an alternative that binds a CPU; NONE: the one test counts
+    cdef int32_t *n_armed_watches
+    # what each alternative writes
+    cdef uint32_t *write_first
+    cdef uint32_t *writes
+    cdef uint64_t *shadow
+    cdef int32_t *cursor  # of each alternative that binds a CPU: where it found one last
+    cdef uint32_t *n_calls
+    # trace
+    cdef object _events
+    cdef ghcb_trace_t trace
+    cdef uint64_t capacity
+
+    def __init__(self, Program program not None, uint64_t[::1] record not None, uint64_t seed):
+        cdef Py_ssize_t r, i, a = 0
+        self.program = program
+        self.n_others = program.n_cpus(record)
+        self.record = _np.asarray(record)
+        self.seed = seed
+        self.g = &record[0]
+        self.slices = self.g + program.n_global
+        roles = program.roles
+        counts = [1 if role["block"] == clib.GHCB_BLOCK_GLOBAL else self.n_others for role in roles]
+        self.n_agents = sum(counts)
+        self._keep = []
+        self.agent_role = <int32_t *> self._array(self.n_agents, _np.int32)
+        self.agent_slice = <int32_t *> self._array(self.n_agents, _np.int32)
+        for r in range(len(counts)):
+            for i in range(counts[r]):
+                self.agent_role[a] = <int32_t> r
+                self.agent_slice[a] = <int32_t> i if program.role[r].block == clib.GHCB_BLOCK_OWN else NONE
+                a += 1
+        self._measure()
+        self.when = <uint64_t *> self._array(self.n_agents, _np.uint64)
+        self.heap = <int32_t *> self._array(self.n_agents, _np.int32)
+        self.place = <int32_t *> self._array(self.n_agents, _np.int32, NONE)
+        self.armed = <uint64_t *> self._array(self.n_agents * self.slots, _np.uint64)
+        self.n_lists = program.n_global + (self.n_others + 1) * program.n_slice
+        self.head = <int32_t *> self._array(self.n_lists, _np.int32, NONE)
+        n = self.n_agents * self.n_watches
+        self.next = <int32_t *> self._array(n, _np.int32, NONE)
+        self.prev = <int32_t *> self._array(n, _np.int32, NONE)
+        self.listed = <int32_t *> self._array(n, _np.int32, NONE)
+        self.watch_insn = <uint32_t *> self._array(n, _np.uint32)
+        self.watch_alt = <int32_t *> self._array(n, _np.int32, NONE)
+        self.n_armed_watches = <int32_t *> self._array(self.n_agents, _np.int32)
+        self.cursor = <int32_t *> self._array(len(program.alts), _np.int32)
+        self.executed = _np.zeros(len(program.alts), dtype=_np.uint64)
+        cdef uint64_t[::1] executed = self.executed
+        self.executed_ = &executed[0]
+        shadow = self.record.copy()
+        cdef uint64_t[::1] shadow_view = shadow
+        self.shadow = &shadow_view[0]
+        self._keep.append(shadow)
+        self._reserve_events(1)
+        for i in range(self.n_agents):
+            self.schedule(i, self.draw(1000))
+
+    cdef void *_array(self, Py_ssize_t n, dtype, fill=0) except NULL:
+        array = _np.full(max(n, 1), fill, dtype=dtype)
+        cdef uint8_t[::1] view = array.view(_np.uint8)
+        self._keep.append(array)
+        return &view[0]
+
+    def _measure(self):
+        """Lengths that follow from the program: alternatives at one position, watches, writes."""
+        program = self.program
+        insns, alts = program.insns, program.alts
+        self.slots = int((program.positions[1:] - program.positions[:-1]).max())
+        per_position = {}
+        firsts, writes, calls = [0], [], []
+        vcpu = range(clib.GHCB_VCPU_WORDS)
+        for alt in alts:
+            guards = insns[int(alt["guard"]) : int(alt["guard"]) + int(alt["n_guards"])]
+            other = [g for g in guards if self._reads_other(g)]
+            n = 2 * max(1, len(other))
+            position = (int(alt["role"]), int(alt["pc"]))
+            per_position[position] = per_position.get(position, 0) + n
+            words, n_calls = set(), 0
+            for insn in insns[int(alt["effect"]) : int(alt["effect"]) + int(alt["n_effects"])]:
+                if insn["op"] == clib.GHCB_OP_CALL:
+                    words |= {int(insn["a"]) + i for i in vcpu} | set(range(clib.GHCB_VM_WORDS))
+                    n_calls += 1
+                elif insn["op"] in (clib.GHCB_OP_SET, clib.GHCB_OP_ADD, clib.GHCB_OP_SHR):
+                    words.add(int(insn["a"]))
+            writes += sorted(words)
+            firsts.append(len(writes))
+            calls.append(n_calls * (self.n_others if alt["each"] else 1))
+        self.n_watches = max(per_position.values())
+        cdef uint32_t[::1] view
+        for name, values in (("first", firsts), ("writes", writes or [0]), ("calls", calls)):
+            array = _np.array(values, dtype=_np.uint32)
+            self._keep.append(array)
+            view = array
+            if name == "first":
+                self.write_first = &view[0]
+            elif name == "writes":
+                self.writes = &view[0]
+            else:
+                self.n_calls = &view[0]
+
+    def _reads_other(self, insn):
+        operands = [int(insn["a"])] + ([int(insn["b"])] if insn["b_is_word"] else [])
+        return any(o >> clib.GHCB_BLOCK_SHIFT == clib.GHCB_BLOCK_OTHER for o in operands)
+
+    cdef int _reserve_events(self, uint64_t more) except -1:
+        if self.trace.n + more <= self.capacity:
+            return 0
+        size = max(4096, 2 * self.capacity, self.trace.n + more)
+        events = _np.zeros(size, dtype=EVENT_DTYPE)
+        if self._events is not None:
+            events[: self.trace.n] = self._events[: self.trace.n]
+        self._events = events
+        cdef ghcb_event_t[::1] view = events
+        self.trace.events = &view[0]
+        self.capacity = <uint64_t> size
+        return 0
+
+    # -- choices ---------------------------------------------------------------------------
+
+    cdef inline uint64_t draw(self, uint64_t below) noexcept nogil:
+        """Return a number in [0, below): the next of the stream that the seed names."""
+        cdef uint64_t z = self.seed + self.n_choices * <uint64_t> 0x9e3779b97f4a7c15
+        self.n_choices += 1
+        z = (z ^ (z >> 30)) * <uint64_t> 0xbf58476d1ce4e5b9
+        z = (z ^ (z >> 27)) * <uint64_t> 0x94d049bb133111eb
+        z ^= z >> 31
+        return z % below if below > 1 else 0
+
+    # -- heap ------------------------------------------------------------------------------
+
+    cdef inline bint earlier(self, int32_t a, int32_t b) noexcept nogil:
+        return self.when[a] < self.when[b] or (self.when[a] == self.when[b] and a < b)
+
+    cdef inline void put(self, Py_ssize_t at, int32_t agent) noexcept nogil:
+        self.heap[at] = agent
+        self.place[agent] = <int32_t> at
+
+    cdef void sift_up(self, Py_ssize_t at) noexcept nogil:
+        cdef int32_t agent = self.heap[at]
+        cdef Py_ssize_t up
+        while at:
+            up = (at - 1) // 2
+            if not self.earlier(agent, self.heap[up]):
+                break
+            self.put(at, self.heap[up])
+            at = up
+        self.put(at, agent)
+
+    cdef void sift_down(self, Py_ssize_t at) noexcept nogil:
+        cdef int32_t agent = self.heap[at]
+        cdef Py_ssize_t child
+        while True:
+            child = 2 * at + 1
+            if child >= self.n_heap:
+                break
+            if child + 1 < self.n_heap and self.earlier(self.heap[child + 1], self.heap[child]):
+                child += 1
+            if not self.earlier(self.heap[child], agent):
+                break
+            self.put(at, self.heap[child])
+            at = child
+        self.put(at, agent)
+
+    cdef void schedule(self, Py_ssize_t agent, uint64_t time) noexcept nogil:
+        self.when[agent] = time
+        if self.place[agent] == NONE:
+            self.put(self.n_heap, <int32_t> agent)
+            self.n_heap += 1
+        self.sift_up(self.place[agent])
+        self.sift_down(self.place[agent])
+
+    cdef void unschedule(self, Py_ssize_t agent) noexcept nogil:
+        cdef Py_ssize_t at = self.place[agent]
+        cdef int32_t last
+        if at == NONE:
+            return
+        self.n_heap -= 1
+        last = self.heap[self.n_heap]
+        self.place[agent] = NONE
+        if last != agent:
+            self.put(at, last)
+            self.sift_up(at)
+            self.sift_down(self.place[last])
+
+    # -- watches ---------------------------------------------------------------------------
+
+    cdef inline Py_ssize_t list_of(self, uint32_t operand, Py_ssize_t own) noexcept nogil:
+        cdef uint32_t block = operand >> clib.GHCB_BLOCK_SHIFT
+        cdef Py_ssize_t index = operand & clib.GHCB_BLOCK_WORD
+        if block == clib.GHCB_BLOCK_GLOBAL:
+            return index
+        if block == clib.GHCB_BLOCK_OWN:
+            return self.program.n_global + own * self.program.n_slice + index
+        return self.program.n_global + self.n_others * self.program.n_slice + index
+
+    cdef void watch(self, Py_ssize_t agent, uint32_t insn, uint32_t operand, Py_ssize_t alt) noexcept nogil:
+        cdef Py_ssize_t node = agent * self.n_watches + self.n_armed_watches[agent]
+        cdef Py_ssize_t at = self.list_of(operand, self.agent_slice[agent])
+        self.n_armed_watches[agent] += 1
+        self.watch_insn[node] = insn
+        self.watch_alt[node] = <int32_t> alt
+        self.listed[node] = <int32_t> at
+        self.prev[node] = NONE
+        self.next[node] = self.head[at]
+        if self.head[at] != NONE:
+            self.prev[self.head[at]] = <int32_t> node
+        self.head[at] = <int32_t> node
+
+    cdef void forget(self, Py_ssize_t agent) noexcept nogil:
+        cdef Py_ssize_t node
+        cdef Py_ssize_t k
+        for k in range(self.n_armed_watches[agent]):
+            node = agent * self.n_watches + k
+            if self.prev[node] != NONE:
+                self.next[self.prev[node]] = self.next[node]
+            else:
+                self.head[self.listed[node]] = self.next[node]
+            if self.next[node] != NONE:
+                self.prev[self.next[node]] = self.prev[node]
+        self.n_armed_watches[agent] = 0
+
+    cdef void changed(self, Py_ssize_t at, Py_ssize_t cpu) noexcept nogil:
+        """The word of list ``at`` changed (in CPU ``cpu``, for the lists of any CPU): look at it."""
+        cdef int32_t node = self.head[at]
+        cdef int32_t following
+        cdef Py_ssize_t agent
+        cdef uint64_t *own
+        cdef bint stopped
+        while node != NONE:
+            following = self.next[node]
+            agent = node // self.n_watches
+            own = self.own_of(agent)
+            if self.watch_alt[node] == NONE:
+                stopped = not holds(self.program.code + self.watch_insn[node], self.g, own, own)
+            else:
+                stopped = cpu == self.agent_slice[agent] or not enabled(
+                    self.program.code, self.program.alt + self.watch_alt[node], self.g, own,
+                    self.slices + cpu * self.program.n_slice,
+                )
+            if not stopped:
+                # unlinks all watches of the agent; `following` may be one of them: start again
+                self.forget(agent)
+                self.schedule(agent, self.now_ns + 1 + self.draw(WAKE_NS))
+                following = self.head[at]
+            node = following
+
+    cdef inline uint64_t *own_of(self, Py_ssize_t agent) noexcept nogil:
+        if self.agent_slice[agent] == NONE:
+            return self.g
+        return self.slices + self.agent_slice[agent] * self.program.n_slice
+
+    # -- one agent -------------------------------------------------------------------------
+
+    cdef Py_ssize_t find_other(self, Py_ssize_t agent, Py_ssize_t alt, uint64_t *own) noexcept nogil:
+        cdef Py_ssize_t j = self.cursor[alt]
+        cdef Py_ssize_t k
+        for k in range(self.n_others):
+            if j >= self.n_others:
+                j = 0
+            if j != self.agent_slice[agent] and enabled(
+                self.program.code, self.program.alt + alt, self.g, own,
+                self.slices + j * self.program.n_slice,
+            ):
+                self.cursor[alt] = <int32_t> j
+                return j
+            j += 1
+        return NONE
+
+    cdef void sleep_on(self, Py_ssize_t agent, uint32_t alt, uint64_t *own) noexcept nogil:
+        """Leave the watches of an alternative that is not possible now."""
+        cdef const ghcb_alt_t *a = self.program.alt + alt
+        cdef const ghcb_insn_t *insn
+        cdef uint32_t i
+        cdef bint other
+        for i in range(a.guard, a.guard + a.n_guards):
+            insn = self.program.code + i
+            other = insn.a >> clib.GHCB_BLOCK_SHIFT == clib.GHCB_BLOCK_OTHER or (
+                insn.b_is_word and insn.b >> clib.GHCB_BLOCK_SHIFT == clib.GHCB_BLOCK_OTHER
+            )
+            if not other and not holds(insn, self.g, own, own):
+                self.watch(agent, i, insn.a, NONE)
+                if insn.b_is_word:
+                    self.watch(agent, i, insn.b, NONE)
+                return
+        for i in range(a.guard, a.guard + a.n_guards):
+            insn = self.program.code + i
+            if insn.a >> clib.GHCB_BLOCK_SHIFT == clib.GHCB_BLOCK_OTHER:
+                self.watch(agent, i, insn.a, alt)
+            if insn.b_is_word and insn.b >> clib.GHCB_BLOCK_SHIFT == clib.GHCB_BLOCK_OTHER:
+                self.watch(agent, i, insn.b, alt)
+
+    cdef int act(self, Py_ssize_t agent) except -1 nogil:
+        """Let an agent whose time has come take one step, or put it to sleep."""
+        cdef const ghcb_role_t *role = self.program.role + self.agent_role[agent]
+        cdef uint64_t *own = self.own_of(agent)
+        cdef uint64_t pc = own[role.pc_word]
+        cdef uint32_t first, end, a, chosen = 0
+        cdef uint64_t n_possible = 0, timer = 0, delay
+        cdef uint64_t *armed = self.armed + agent * self.slots
+        cdef Py_ssize_t other, chosen_other = NONE
+        cdef const ghcb_alt_t *alt
+        cdef bint possible
+        self.forget(agent)
+        if pc >= role.n_pcs:
+            with gil:
+                raise _errors.OutOfRange(f"role {self.agent_role[agent]}: position {pc}")
+        first = self.program.first_alt[role.first + pc]
+        end = self.program.first_alt[role.first + pc + 1]
+        for a in range(first, end):
+            alt = self.program.alt + a
+            other = NONE
+            if alt.binds:
+                other = self.find_other(agent, a, own)
+                possible = other != NONE
+            else:
+                possible = enabled(self.program.code, alt, self.g, own, own)
+            if not possible:
+                armed[a - first] = 0
+                continue
+            if alt.delay_ns:
+                if armed[a - first] == 0:
+                    delay = self.draw(2 * alt.delay_ns) if alt.spread else alt.delay_ns
+                    armed[a - first] = self.now_ns + delay + 1
+                if self.now_ns < armed[a - first]:
+                    if timer == 0 or armed[a - first] < timer:
+                        timer = armed[a - first]
+                    continue
+            n_possible += 1
+            if self.draw(n_possible) == 0:
+                chosen, chosen_other = a, other
+        if n_possible:
+            for a in range(end - first):
+                armed[a] = 0
+            self.do(agent, chosen, own, chosen_other)
+            alt = self.program.alt + chosen
+            self.schedule(agent, self.now_ns + alt.cost_ns + self.draw(alt.cost_ns // 4 + 1))
+            return 0
+        for a in range(first, end):
+            if armed[a - first] == 0:
+                self.sleep_on(agent, a, own)
+        if timer:
+            self.schedule(agent, timer)
+        else:
+            self.unschedule(agent)
+        return 0
+
+    cdef int do(self, Py_ssize_t agent, uint32_t a, uint64_t *own, Py_ssize_t other) except -1 nogil:
+        cdef const ghcb_alt_t *alt = self.program.alt + a
+        cdef uint64_t *other_slice = self.slices + other * self.program.n_slice if other != NONE else own
+        cdef Py_ssize_t k
+        self.trace.now_ns = self.now_ns
+        if self.trace.n + self.n_calls[a] > self.capacity:
+            with gil:
+                self._reserve_events(self.n_calls[a])
+        apply(
+            self.program.code, alt, &self.program.profile.c, self.g, own, other_slice,
+            self.slices, self.n_others, self.program.n_slice, &self.trace,
+        )
+        self.n_steps += 1
+        self.executed_[a] += 1
+        if alt.each:
+            for k in range(self.n_others):
+                self.compare(a, k, k)
+        else:
+            self.compare(a, self.agent_slice[agent], other)
+        return 0
+
+    cdef void compare(self, uint32_t a, Py_ssize_t own, Py_ssize_t other) noexcept nogil:
+        """Tell the watchers of the words that an alternative wrote, where they changed."""
+        cdef uint32_t i
+        cdef uint32_t operand, block
+        cdef Py_ssize_t index, at, cpu
+        for i in range(self.write_first[a], self.write_first[a + 1]):
+            operand = self.writes[i]
+            block = operand >> clib.GHCB_BLOCK_SHIFT
+            index = operand & clib.GHCB_BLOCK_WORD
+            at, cpu = index, NONE
+            if block != clib.GHCB_BLOCK_GLOBAL:
+                cpu = own if block == clib.GHCB_BLOCK_OWN else other
+                at = self.program.n_global + cpu * self.program.n_slice + index
+            if self.shadow[at] != self.g[at]:
+                self.shadow[at] = self.g[at]
+                self.changed(at, cpu)
+                if cpu != NONE:
+                    self.changed(self.program.n_global + self.n_others * self.program.n_slice + index, cpu)
+
+    def advance(self, uint64_t max_steps):
+        """Take at most ``max_steps`` steps; return whether anything can still happen.
+
+        Releases the GIL.
+        """
+        cdef uint64_t end = self.n_steps + max_steps
+        cdef uint64_t turns = 0
+        cdef int32_t agent
+        while self.n_heap and self.n_steps < end:
+            turns += 1
+            if turns & 0xffff == 0:
+                PyErr_CheckSignals()
+            with nogil:
+                agent = self.heap[0]
+                self.now_ns = self.when[agent]
+                self.act(agent)
+        return self.n_heap != 0
+
+    def events(self):
+        """Return what was asked of the host so far, in order: array of EVENT_DTYPE (a copy)."""
+        return self._events[: self.trace.n].copy()
