@@ -6,6 +6,7 @@ The independent second statement of ``include/``: see ``linux_numbers`` for how 
 import re
 
 import linux_numbers as linux
+import pytest
 
 
 def test_every_constant_and_offset_agrees_with_linux(capsys):
@@ -63,3 +64,17 @@ def test_a_name_without_counterpart_has_no_other_row():
     without = [row.ours for row in linux.mapping() if row.reason]
     assert len(without) == len(set(without))
     assert set(without).isdisjoint(row.ours for row in linux.compared())
+
+
+@pytest.mark.parametrize(
+    ("ci", "outcome"), [("", pytest.skip.Exception), ("true", pytest.fail.Exception)]
+)
+def test_missing_headers_skip_by_hand_and_fail_in_ci(ci, outcome, monkeypatch, tmp_path):
+    script = tmp_path / "tools" / "linux-headers"
+    script.parent.mkdir()
+    script.write_text("#!/bin/sh\necho some noise >&2\necho no mirror here >&2\nexit 1\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(linux, "ROOT", tmp_path)
+    monkeypatch.setenv("CI", ci)
+    with pytest.raises(outcome, match="no Linux headers to compare with: no mirror here"):
+        linux.linux_headers.__wrapped__()

@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 
 import pytest
+
 from ghcbcore._cffi import ffi, lib
 
 DATA = Path(__file__).resolve().parents[1] / "data"
@@ -52,7 +53,9 @@ def test_page_has_no_padding():
 
 def test_every_field_below_the_bitmap_has_a_valid_bit_and_no_other_has():
     bits = {name.removeprefix("GHCB_VALID_").lower() for name in dir(lib) if "GHCB_VALID_" in name}
-    below = {name for name in NAMED if ffi.offsetof("ghcb_page_t", name) < lib.GHCB_OFF_VALID_BITMAP}
+    below = {
+        name for name in NAMED if ffi.offsetof("ghcb_page_t", name) < lib.GHCB_OFF_VALID_BITMAP
+    }
     assert bits - {"bits"} == below
 
 
