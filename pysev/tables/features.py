@@ -1,7 +1,7 @@
 """Hypervisor features in words: what a bit brings and which other bits it requires.
 
-The bitmap travels in GHCB MSR 0x081 and in the answer to NAE event 0x8000FFFD. Bits without a row
-are unknown: a hypervisor should leave them zero.
+The bitmap travels in the MSR protocol and in the answer to the event ``hv_features``. Bits without
+a row are unknown: a hypervisor should leave them zero.
 
 Source: GHCB protocol, hypervisor features; ``seen`` names the implementations that agree.
 """

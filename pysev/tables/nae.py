@@ -315,7 +315,7 @@ EVENTS = (
         guests="SEV-ES",
         confidence="agreed",
         seen=_UPSTREAM,
-        source="GHCB NAE 0x27",
+        source="GHCB NAE events",
         answer=Answer(("rax",)),
         remarks=(
             "Linux and EDK2 answer from a cached value and never send it.",
@@ -330,7 +330,7 @@ EVENTS = (
         guests="SEV-ES",
         confidence="agreed",
         seen=_UPSTREAM,
-        source="GHCB NAE 0x37",
+        source="GHCB NAE events",
         inputs=(Input("rax", "value"),),
         remarks=("Not allowed while debug registers are swapped by hardware.",),
     ),
@@ -342,7 +342,7 @@ EVENTS = (
         guests="SEV-ES",
         confidence="agreed",
         seen=_UPSTREAM,
-        source="GHCB NAE 0x6E",
+        source="GHCB NAE events",
         answer=Answer(("rax", "rdx")),
         remarks=("KVM does not intercept it and reports an unexpected exit reason.",),
     ),
@@ -354,7 +354,7 @@ EVENTS = (
         guests="SEV-ES",
         confidence="agreed",
         seen=_UPSTREAM,
-        source="GHCB NAE 0x6F",
+        source="GHCB NAE events",
         inputs=(Input("rcx", "counter"),),
         answer=Answer(("rax", "rdx")),
     ),
@@ -366,7 +366,7 @@ EVENTS = (
         guests="SEV-ES",
         confidence="agreed",
         seen=_UPSTREAM,
-        source="GHCB NAE 0x72",
+        source="GHCB NAE events",
         inputs=(
             Input("rax", "function"),
             Input("rcx", "sub-function"),
@@ -389,7 +389,7 @@ EVENTS = (
         guests="SEV-ES",
         confidence="agreed",
         seen=_UPSTREAM,
-        source="GHCB NAE 0x76",
+        source="GHCB NAE events",
         remarks=("The Linux guest refuses to send it.",),
     ),
     Event(
@@ -400,7 +400,7 @@ EVENTS = (
         guests="SEV-ES",
         confidence="agreed",
         seen=_UPSTREAM,
-        source="GHCB NAE 0x7B",
+        source="GHCB NAE events",
         info1=Word(
             "access",
             bits=(
@@ -476,7 +476,7 @@ EVENTS = (
         guests="SEV-ES",
         confidence="agreed",
         seen=_UPSTREAM,
-        source="GHCB NAE 0x7C",
+        source="GHCB NAE events",
         info1=Word("access", "decimal", values={lib.GHCB_RDMSR: "RDMSR", lib.GHCB_WRMSR: "WRMSR"}),
         inputs=(
             Input("rcx", "MSR"),
@@ -494,7 +494,7 @@ EVENTS = (
         guests="SEV-ES",
         confidence="agreed",
         seen=_UPSTREAM,
-        source="GHCB NAE 0x81",
+        source="GHCB NAE events",
         inputs=(
             Input("rax", "function"),
             Input("cpl", "privilege level of the caller"),
@@ -513,7 +513,7 @@ EVENTS = (
         guests="SEV-ES",
         confidence="agreed",
         seen=_UPSTREAM,
-        source="GHCB NAE 0x87",
+        source="GHCB NAE events",
         answer=Answer(("rax", "rcx", "rdx")),
     ),
     Event(
@@ -524,7 +524,7 @@ EVENTS = (
         guests="SEV-ES",
         confidence="agreed",
         seen=_UPSTREAM,
-        source="GHCB NAE 0x89",
+        source="GHCB NAE events",
     ),
     Event(
         name="monitor",
@@ -534,7 +534,7 @@ EVENTS = (
         guests="SEV-ES",
         confidence="agreed",
         seen=_UPSTREAM,
-        source="GHCB NAE 0x8A",
+        source="GHCB NAE events",
         inputs=(Input("rax", "GPA"), Input("rcx", "extensions"), Input("rdx", "hints")),
         remarks=("The Linux guest skips the instruction instead.",),
     ),
@@ -546,7 +546,7 @@ EVENTS = (
         guests="SEV-ES",
         confidence="agreed",
         seen=_UPSTREAM,
-        source="GHCB NAE 0x8B",
+        source="GHCB NAE events",
         inputs=(Input("rax", "hints"), Input("rcx", "extensions")),
         remarks=("The Linux guest skips the instruction instead.",),
     ),
@@ -558,7 +558,7 @@ EVENTS = (
         guests="SEV-ES",
         confidence="agreed",
         seen=_UPSTREAM,
-        source="GHCB NAE 0x80000001",
+        source="GHCB NAE events",
         info1=_MMIO_GPA,
         info2=_MMIO_LENGTH,
         inputs=(Input("sw_scratch", "GPA where the data shall go"),),
@@ -572,7 +572,7 @@ EVENTS = (
         guests="SEV-ES",
         confidence="agreed",
         seen=_UPSTREAM,
-        source="GHCB NAE 0x80000002",
+        source="GHCB NAE events",
         info1=_MMIO_GPA,
         info2=_MMIO_LENGTH,
         inputs=(Input("sw_scratch", "GPA of the data"),),
@@ -586,7 +586,7 @@ EVENTS = (
         guests="SEV-ES",
         confidence="agreed",
         seen=_UPSTREAM,
-        source="GHCB NAE 0x80000003",
+        source="GHCB NAE events",
     ),
     Event(
         name="ap_reset_hold",
@@ -596,7 +596,7 @@ EVENTS = (
         guests="SEV-ES",
         confidence="agreed",
         seen=_UPSTREAM,
-        source="GHCB NAE 0x80000004",
+        source="GHCB NAE events",
         answer=Answer(
             info2=Word("released", "decimal", values={0: "woken by something else, ask again"})
         ),
@@ -610,7 +610,7 @@ EVENTS = (
         guests="SEV-ES",
         confidence="agreed",
         seen=_UPSTREAM,
-        source="GHCB NAE 0x80000005",
+        source="GHCB NAE events",
         info1=Word(
             "operation",
             "decimal",
@@ -627,7 +627,7 @@ EVENTS = (
         guests="SNP",
         confidence="agreed",
         seen=(*_UPSTREAM, "SVSM", "ENARX"),
-        source="GHCB NAE 0x80000010",
+        source="GHCB NAE events",
         inputs=(Input("sw_scratch", "GPA of the descriptor"),),
         buffer="header and entries",
         answer=Answer(
@@ -662,7 +662,7 @@ EVENTS = (
         guests="SNP",
         confidence="agreed",
         seen=("Linux", "ENARX", "cloud-hypervisor"),
-        source="GHCB NAE 0x80000011",
+        source="GHCB NAE events",
         info1=_GPA_OF_REQUEST,
         info2=_GPA_OF_RESPONSE,
         answer=Answer(info2=_REQUEST_OUTCOME),
@@ -677,7 +677,7 @@ EVENTS = (
         guests="SNP",
         confidence="agreed",
         seen=("Linux", "ENARX", "cloud-hypervisor"),
-        source="GHCB NAE 0x80000012",
+        source="GHCB NAE events",
         info1=_GPA_OF_REQUEST,
         info2=_GPA_OF_RESPONSE,
         inputs=(
@@ -696,7 +696,7 @@ EVENTS = (
         guests="SNP",
         confidence="agreed",
         seen=(*_UPSTREAM, "SVSM", "cloud-hypervisor"),
-        source="GHCB NAE 0x80000013",
+        source="GHCB NAE events",
         info1=Word(
             "operation",
             bits=(
@@ -744,7 +744,7 @@ EVENTS = (
         guests="SNP",
         confidence="agreed",
         seen=("SVSM", "SVSM fork of Linux", "cloud-hypervisor"),
-        source="GHCB NAE 0x80000014",
+        source="GHCB NAE events",
         info1=Word(
             "operation",
             "decimal",
@@ -773,7 +773,7 @@ EVENTS = (
         guests="SNP",
         confidence="agreed",
         seen=("SVSM", "SVSM fork of Linux"),
-        source="GHCB NAE 0x80000015",
+        source="GHCB NAE events",
         info1=Word("value for the x2APIC's interrupt command register"),
         feature=lib.GHCB_HV_FEATURE_RESTRICTED_INJECTION,
     ),
@@ -785,7 +785,7 @@ EVENTS = (
         guests="SNP",
         confidence="unconfirmed",
         seen=("ZG", "Xen"),
-        source="GHCB NAE 0x80000016",
+        source="GHCB NAE events",
         info1=Word("not known"),
         info2=Word("not known"),
         feature=lib.GHCB_HV_FEATURE_RESTRICTED_INJECTION_TIMER,
@@ -799,7 +799,7 @@ EVENTS = (
         guests="SNP",
         confidence="agreed",
         seen=("EDK2", "SVSM fork of Linux"),
-        source="GHCB NAE 0x80000017",
+        source="GHCB NAE events",
         info1=Word("GPA for the list, 0 to ask for its size", "gpa"),
         inputs=(Input("rax", "pages for the list, 0 to ask for its size"),),
         answer=Answer(("rax",)),
@@ -813,7 +813,7 @@ EVENTS = (
         guests="SNP",
         confidence="agreed",
         seen=("Linux", "SVSM", "SVSM fork of Linux"),
-        source="GHCB NAE 0x80000018",
+        source="GHCB NAE events",
         info1=Word(
             "privilege level",
             bits=(
@@ -831,7 +831,7 @@ EVENTS = (
         guests="SNP",
         confidence="one source",
         seen=("ZG",),
-        source="GHCB NAE 0x80000019",
+        source="GHCB NAE events",
         info1=Word("not known"),
         info2=Word("not known"),
         feature=lib.GHCB_HV_FEATURE_SEV_TIO,
@@ -845,7 +845,7 @@ EVENTS = (
         guests="SNP",
         confidence="agreed",
         seen=("Linux",),
-        source="GHCB NAE 0x8000001A",
+        source="GHCB NAE events",
         info1=Word(
             "operation",
             "decimal",
@@ -872,10 +872,10 @@ EVENTS = (
         guests="SNP",
         confidence="draft",
         seen=("SVSM",),
-        source="SVSM NAE 0x8000001B",
+        source="SVSM ghcb.rs",
         info1=Word("vector", "decimal"),
         feature=lib.GHCB_HV_FEATURE_EXTENDED_INTERRUPTS,
-        remarks=("0x80000019 before February 2025.",),
+        remarks=("Its number was lower by two before February 2025.",),
     ),
     Event(
         name="disable_alt_injection",
@@ -885,7 +885,7 @@ EVENTS = (
         guests="SNP",
         confidence="draft",
         seen=("SVSM",),
-        source="SVSM NAE 0x8000001C",
+        source="SVSM ghcb.rs",
         info1=Word(
             "interrupt state",
             bits=(
@@ -917,7 +917,7 @@ EVENTS = (
             ),
         ),
         feature=lib.GHCB_HV_FEATURE_EXTENDED_INTERRUPTS,
-        remarks=("0x8000001A before February 2025.",),
+        remarks=("Its number was lower by two before February 2025.",),
     ),
     Event(
         name="specific_eoi",
@@ -927,7 +927,7 @@ EVENTS = (
         guests="SNP",
         confidence="draft",
         seen=("SVSM",),
-        source="SVSM NAE 0x8000001D",
+        source="SVSM ghcb.rs",
         info1=Word(
             "interrupt",
             bits=(
@@ -946,7 +946,7 @@ EVENTS = (
             ),
         ),
         feature=lib.GHCB_HV_FEATURE_EXTENDED_INTERRUPTS,
-        remarks=("0x8000001B before February 2025.",),
+        remarks=("Its number was lower by two before February 2025.",),
     ),
     Event(
         name="tio_guest_request_rfc",
@@ -956,7 +956,7 @@ EVENTS = (
         guests="SNP",
         confidence="draft",
         seen=("Linux RFC",),
-        source="Linux RFC, NAE 0x80000020",
+        source="Linux RFC for trusted devices",
         info1=_GPA_OF_REQUEST,
         info2=_GPA_OF_RESPONSE,
         inputs=(
@@ -975,7 +975,7 @@ EVENTS = (
         guests="SNP",
         confidence="draft",
         seen=("Linux RFC",),
-        source="Linux RFC, NAE 0x80000021",
+        source="Linux RFC for trusted devices",
         info1=Word(
             "operation",
             bits=(
@@ -1010,7 +1010,7 @@ EVENTS = (
         guests="SEV-ES",
         confidence="agreed",
         seen=_UPSTREAM,
-        source="GHCB NAE 0x8000FFFD",
+        source="GHCB NAE events",
         answer=Answer(info2=Word("features", "features")),
     ),
     Event(
@@ -1021,7 +1021,7 @@ EVENTS = (
         guests="SEV-ES",
         confidence="agreed",
         seen=("Linux",),
-        source="GHCB NAE 0x8000FFFE",
+        source="GHCB NAE events",
         info1=Word(
             "reason",
             "reason",
@@ -1051,7 +1051,7 @@ EVENTS = (
         guests="SEV-ES",
         confidence="agreed",
         seen=_UPSTREAM,
-        source="GHCB NAE 0x8000FFFF",
+        source="GHCB NAE events",
         info1=Word("error code of the #VC"),
         info2=Word("0 from EDK2; no host reads it"),
         answer=Answer(returns=False),
