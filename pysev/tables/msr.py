@@ -282,8 +282,8 @@ FUNCTIONS = (
             lib.GHCB_MSR_TERM_REQ,
             "{set}:{reason} ({reason:words})",
             (
-                Field("set", "whose reason codes these are"),
-                Field("reason", "reason code within the set"),
+                Field("set", "whose reason codes these are", "hex"),
+                Field("reason", "reason code within the set", "hex"),
             ),
         ),
         answer=None,

@@ -119,6 +119,19 @@ def test_value_of_oak_has_the_fields_that_oak_names(value, fields):
 # Rows
 
 
+def test_rows_are_the_layouts_that_others_state():
+    stated: dict[tuple[int, int | None], list[tuple[str, int, int]]] = {}
+    for line in read_csv("ghcb_msr_fields.csv"):
+        pair = int(line["pair"], 16) if line["pair"] else None
+        fields = stated.setdefault((int(line["code"], 16), pair), [])
+        if line["field"]:
+            fields.append((line["field"], int(line["high"]), int(line["low"])))
+    assert {
+        (row.code, row.pair): [(f.name, f.shift + f.width - 1, f.shift) for f in row.fields]
+        for row in msr.rows()
+    } == stated
+
+
 def test_rows_are_sorted_by_code_and_each_code_has_one():
     codes = [row.code for row in msr.rows()]
     assert codes == sorted(set(codes))
