@@ -34,6 +34,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from ghcbcore import errors
 from ghcbcore._cffi import lib
 from ghcbcore.host import VCPU_DTYPE, VM_DTYPE, Profile
@@ -377,10 +378,10 @@ class Flow:
         self._initial_global: list[int] = []
         self._initial_cpu: list[int] = []
         self._while: tuple[Test, ...] = ()
-        for words, names in ((self.vm, VM_DTYPE.names), (self.boot, VCPU_DTYPE.names)):
-            for name_ in names:
+        for words, dtype in ((self.vm, VM_DTYPE), (self.boot, VCPU_DTYPE)):
+            for name_ in dtype.names or ():
                 words.declare(name_, self._new_global(0))
-        for name_ in VCPU_DTYPE.names:
+        for name_ in VCPU_DTYPE.names or ():
             self._declare_cpu(name_, 0)
 
     def _new_global(self, value: int) -> int:
@@ -413,9 +414,7 @@ class Flow:
             else:
                 raise FlowError(f"{name}: no word of the VM or of a vCPU")
 
-    def agent(
-        self, name: str, *, per_cpu: bool = False, only_while: Sequence[Test] = ()
-    ) -> Agent:
+    def agent(self, name: str, *, per_cpu: bool = False, only_while: Sequence[Test] = ()) -> Agent:
         """Add a kind of agent: one, or one for each CPU beside the boot CPU.
 
         ``only_while`` must hold for each of its operations, hazards included (a CPU that the host

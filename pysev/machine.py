@@ -15,7 +15,10 @@ __all__ = ["DEFAULT_MEMORY_BYTES", "Machine"]
 DEFAULT_MEMORY_BYTES = 4 << 30
 
 REAL_MODE_ENTRY = 0x10
-"""Offset of the SEV-ES entry in the real-mode code, as the flows have it; Linux's differs by build."""
+"""Offset of the SEV-ES entry in the real-mode code, as the flows have it.
+
+Linux's differs by build.
+"""
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,9 @@ def declare_fates(flow: Flow) -> None:
     flow.per_cpu(fate=Fate.ALIVE, foul=0)
 
 
-def memory(flow: Flow, agent: Agent, name: str, title: str, *, executed: bool) -> tuple[Memory, Hazard]:
+def memory(
+    flow: Flow, agent: Agent, name: str, title: str, *, executed: bool
+) -> tuple[Memory, Hazard]:
     """Declare ``flow.g.name`` and what it means to lose it.
 
     Parameters
@@ -96,7 +98,9 @@ def ask_msr(vcpu: Words, request: int | Field) -> list[Effect]:
     return [put(vcpu.msr, request), call(lib.GHCB_CALL_VMGEXIT, vcpu)]
 
 
-def ask_nae(vcpu: Words, ghcb_gpa: int, code: int, info_1: int = 0, info_2: int = 0) -> list[Effect]:
+def ask_nae(
+    vcpu: Words, ghcb_gpa: int, code: int, info_1: int = 0, info_2: int = 0
+) -> list[Effect]:
     """Fill in the GHCB, VMGEXIT; the answer is in the vCPU's ``sw_exit_info_1`` and ``_2``."""
     return [
         put(vcpu.sw_exit_code, code),

@@ -119,7 +119,12 @@ class _Family:
         with ap.under(self.text, self.tables):
             ap.at(
                 "old kernel",
-                op("REBOOT_VECTOR interrupt", when=[cpu.ipi == 1], do=[put(cpu.ipi, 0)], cost=costs.IPI),
+                op(
+                    "REBOOT_VECTOR interrupt",
+                    when=[cpu.ipi == 1],
+                    do=[put(cpu.ipi, 0)],
+                    cost=costs.IPI,
+                ),
                 *self.nmi("NMI: stop_this_cpu", [put(cpu.ipi, 0)], "stop"),
                 ends=self.v.supported != "always" or self.v.hand_over == "crash",
             )
@@ -177,7 +182,11 @@ class _Family:
             ap.at("leave", op("P3-P5 PCIDE off, registers cleared, far jump below 1 MiB"), *again)
         with ap.under(self.low):
             ap.at("low", op("P6 paging and long mode off, far jump into the page"), *shot)
-        ap.at("page", op("P7 GDT, segments and stack of the page", do=self.acknowledge(IN_PAGE)), *shot)
+        ap.at(
+            "page",
+            op("P7 GDT, segments and stack of the page", do=self.acknowledge(IN_PAGE)),
+            *shot,
+        )
         ap.at(
             "hold",
             op(
@@ -191,7 +200,11 @@ class _Family:
         data = cpu.msr & ~lib.GHCB_MSR_INFO_MASK
         ap.at(
             "held",
-            op("P9 not an answer: asks again", when=[answer != lib.GHCB_MSR_AP_RESET_HOLD_RESP], to="hold"),
+            op(
+                "P9 not an answer: asks again",
+                when=[answer != lib.GHCB_MSR_AP_RESET_HOLD_RESP],
+                to="hold",
+            ),
             op(
                 "P9 not released: asks again",
                 when=[answer == lib.GHCB_MSR_AP_RESET_HOLD_RESP, data == 0],
@@ -222,7 +235,11 @@ class _Family:
             op(
                 "mailbox: WAKEUP is for this CPU: cleared, jumps to the vector",
                 when=[cpu.addressed == 1, g.command == WAKE_UP],
-                do=[put(g.command, NO_COMMAND), put(cpu.addressed, 0), put(cpu.vector, g.start_vector)],
+                do=[
+                    put(g.command, NO_COMMAND),
+                    put(cpu.addressed, 0),
+                    put(cpu.vector, g.start_vector),
+                ],
                 to="trampoline",
             ),
         )
@@ -234,7 +251,12 @@ class _Family:
         with ap.under(self.text, self.tables):
             ap.at(
                 "old kernel",
-                op("crash NMI", when=[cpu.nmi_pending == 1], do=[put(cpu.nmi_pending, 0)], cost=costs.IPI),
+                op(
+                    "crash NMI",
+                    when=[cpu.nmi_pending == 1],
+                    do=[put(cpu.nmi_pending, 0)],
+                    cost=costs.IPI,
+                ),
             )
             ap.at("save", op("saves its registers to its crash note", do=[put(cpu.note, 1)]))
             ap.at("count", op("waiting_for_crash_ipi - 1", do=[add(flow.g.stopping, -1)]))
@@ -242,7 +264,7 @@ class _Family:
             ap.at("halted", op("runs on behind HLT: back to HLT", to="halt"), ends=True)
 
     def new_kernel(self) -> None:
-        """The AP's arrival, if the vector is the new kernel's; and the end of a CPU that went wrong."""
+        """The AP's arrival, if the vector is the new kernel's; the end of one that went wrong."""
         cpu, g, ap = self.flow.cpu, self.flow.g, self.ap
         ap.at(
             "trampoline",
@@ -367,7 +389,7 @@ class _Family:
 
     def stop_others(self) -> None:
         """machine_shutdown: REBOOT_VECTOR to all others, wait for the mask; NMI after a second."""
-        flow, boot, g, other = self.flow, self.boot, self.flow.g, self.flow.other
+        boot, g, other = self.boot, self.flow.g, self.flow.other
         n_others = self.m.n_cpus - 1
         mark = [put(other.in_mask, 1)] if self.v.nmi else []
         boot.at(
@@ -410,12 +432,17 @@ class _Family:
         )
         boot.at(
             "tested",
-            op("mailbox: answered", when=[g.command == NO_COMMAND], do=[add(g.untested, -1)], to="test"),
+            op(
+                "mailbox: answered",
+                when=[g.command == NO_COMMAND],
+                do=[add(g.untested, -1)],
+                to="test",
+            ),
         )
 
     def crash(self) -> None:
         """panic: NMI to all others, wait a second at most, jump to the crash kernel."""
-        flow, boot, g, other = self.flow, self.boot, self.flow.g, self.flow.other
+        boot, g, other = self.boot, self.flow.g, self.flow.other
         boot.at(
             "panic",
             op(
@@ -448,7 +475,11 @@ class _Family:
         flow.globals(untried=self.m.n_cpus - 1, given_up=0)
         boot.at(
             "relocate",
-            op("relocate_kernel: jumps to the new kernel", do=[put(g.kernel, NEW)], cost=costs.RELOCATE),
+            op(
+                "relocate_kernel: jumps to the new kernel",
+                do=[put(g.kernel, NEW)],
+                cost=costs.RELOCATE,
+            ),
         )
         boot.at(
             "boot",
@@ -466,7 +497,7 @@ class _Family:
 
     def bring_up(self) -> None:
         """smp_init of the new kernel, one CPU after the other."""
-        flow, boot, g, other = self.flow, self.boot, self.flow.g, self.flow.other
+        boot, g, other = self.boot, self.flow.g, self.flow.other
         book = [put(other.bring_up, UP), add(g.untried, -1)]
         give_up = [put(other.bring_up, GIVEN_UP), add(g.untried, -1), add(g.given_up, 1)]
         waking = other.bring_up == WAKING
@@ -474,7 +505,6 @@ class _Family:
         arrived = op(
             "a CPU is up", pick=True, when=[waking, other.times_up != 0], do=book, to="next"
         )
-        choose = {"pick": True, "when": [g.untried != 0, other.bring_up == NOT_TRIED]}
         if self.v.hand_over == "mailbox":
             self._next_by_mailbox(finished, arrived)
         else:
@@ -482,15 +512,19 @@ class _Family:
                 "next",
                 op(
                     "INIT to a CPU",
+                    pick=True,
+                    when=[g.untried != 0, other.bring_up == NOT_TRIED],
                     do=[put(other.bring_up, WAKING), send_init(other)],
                     cost=costs.INIT_TO_SIPI,
-                    **choose,
                 ),
                 finished,
             )
             startup = send_startup(other, self.m.startup_vector)
             boot.at("startup", op("STARTUP", pick=True, when=[waking], do=startup, cost=costs.IPI))
-            boot.at("startup 2", op("STARTUP again", pick=True, when=[waking], do=startup, cost=costs.IPI))
+            boot.at(
+                "startup 2",
+                op("STARTUP again", pick=True, when=[waking], do=startup, cost=costs.IPI),
+            )
             silent = [waking, other.times_up == 0]
             idle = [other.init_pending == 0, other.sipi_pending == 0]
             boot.at(
@@ -615,7 +649,9 @@ def _common_properties(flow: Flow) -> None:
 def _kexec(variant: Variant, name: str) -> Callable[[Machine], Flow]:
     def build(machine: Machine) -> Flow:
         flow = _Family(variant, machine, name).build()
-        flow.always(ONCE, _once, "an AP comes up at most once, at the vector that the new kernel wrote")
+        flow.always(
+            ONCE, _once, "an AP comes up at most once, at the vector that the new kernel wrote"
+        )
         flow.at_end(ALL_UP, _all_up, "every AP comes up in the new kernel")
         holds = variant.hand_over in ("page", "hold")
         if machine.n_cpus > 1:
@@ -698,7 +734,15 @@ def _add(
     name = f"sev-es-kexec/{short}"
     register(
         Scenario(
-            name, summary, expected, because, story, source, kind(variant, name), assumes, jump_table
+            name,
+            summary,
+            expected,
+            because,
+            story,
+            source,
+            kind(variant, name),
+            assumes,
+            jump_table,
         )
     )
 
@@ -734,7 +778,8 @@ _add(
     Variant(),
     "violated",
     NO_FOREIGN_FETCH,
-    "the hypervisor cannot reset an SEV-ES vCPU: the AP resumes after its HLT in memory of the new kernel",
+    "the hypervisor cannot reset an SEV-ES vCPU: the AP resumes after its HLT "
+    "in memory of the new kernel",
     THREAD,
     ATOMIC_HLT,
     NO_NMI,
@@ -843,7 +888,8 @@ _add(
     Variant(hand_over="mailbox", acknowledges=EARLY, test=False),
     "violated",
     NO_FOREIGN_FETCH,
-    "the AP clears its bit before it has switched page tables and jumped; the new kernel may own both",
+    "the AP clears its bit before it has switched page tables and jumped; "
+    "the new kernel may own both",
     "derived from Linux 6.11 stop_this_cpu and smp_ops.stop_this_cpu",
     NO_NMI,
 )
@@ -854,6 +900,7 @@ _add(
     "holds",
     "",
     "nobody wakes the APs and the crash kernel lives in its reservation",
-    'T. Liu in "x86/sev: KEXEC/KDUMP support for SEV-ES guests" v3, 2022-04; Linux arch/x86/kernel/reboot.c',
+    'T. Liu in "x86/sev: KEXEC/KDUMP support for SEV-ES guests" v3, 2022-04; '
+    "Linux arch/x86/kernel/reboot.c",
     kind=_kdump,
 )

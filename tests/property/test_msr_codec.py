@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from ghcbcore._cffi import lib
 from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import ghcbcore.msr as msr
+from ghcbcore._cffi import lib
 
 ROWS = {row.code: row for row in msr.rows()}
 

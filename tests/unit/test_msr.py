@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ghcbcore._cffi import ffi, lib
 
 import ghcbcore.msr as msr
 from ghcbcore import errors
+from ghcbcore._cffi import ffi, lib
 
 DATA = Path(__file__).parent.parent / "data"
 ALL_ONES = 2**64 - 1
