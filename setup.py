@@ -36,9 +36,7 @@ def write_cffi_module() -> Extension:
     headers = sorted((HERE / "include" / "ghcbcore").glob("*.h"), key=header_order)
     ffi = FFI()
     ffi.cdef("\n".join(cdef_text(h) for h in headers))
-    ffi.set_source(
-        "ghcbcore._cffi", "\n".join(f"#include <ghcbcore/{h.name}>" for h in headers)
-    )
+    ffi.set_source("ghcbcore._cffi", "\n".join(f"#include <ghcbcore/{h.name}>" for h in headers))
     out = HERE / "ghcbcore" / "_cffi.c"
     ffi.emit_c_code(str(out))
     return Extension(
@@ -81,7 +79,6 @@ def compiled() -> list[Extension]:
                 "wraparound": False,
                 "cdivision": True,
                 "initializedcheck": False,
-                "embedsignature": True,
                 "binding": True,
             },
         )

@@ -138,10 +138,9 @@ cdef class Parts:
         return view
 
 
+@cython.final
 cdef class Explorer:
-    """Explorer(program, record, *, symmetric=True, global_bytes=2, slice_bytes=1, max_bytes=8 << 30)
-    --
-
+    """Explorer(program, record, *, symmetric=True, global_bytes=2, slice_bytes=1, max_bytes=8589934592)\n--\n
     Parameters
     ----------
     program : Program
@@ -672,10 +671,10 @@ def _grown(array, n):
     return out
 
 
+@cython.final
+@cython.auto_pickle(False)
 cdef class PlainExplorer:
-    """PlainExplorer(program, record, *, symmetric=False)
-    --
-
+    """PlainExplorer(program, record, *, symmetric=False)\n--\n
     The same search in the most obvious form: whole records in a dict, every step executed. Slow
     and large; the cross-check of ``Explorer``.
 

@@ -1,5 +1,6 @@
 from libc.stdint cimport uint8_t, uint64_t
 
+cimport cython
 from ghcbcore.clib cimport ghcb_profile_t, ghcb_vcpu_t, ghcb_vm_t
 
 
@@ -19,6 +20,7 @@ cdef struct nae_t:
     uint64_t valid_high
 
 
+@cython.final
 cdef class Profile:
     cdef ghcb_profile_t c
     cdef readonly object cpuid

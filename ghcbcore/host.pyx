@@ -22,6 +22,7 @@ import numpy as _np
 
 from ghcbcore import errors as _errors
 
+cimport cython
 from ghcbcore cimport clib
 from ghcbcore.clib cimport (
     ghcb_cpuid_entry_t,
@@ -346,16 +347,15 @@ cdef void answer_page(
     vcpu.sw_exit_info_2 = e.info2
 
 
+@cython.final
 cdef class Profile:
-    """Profile(*, guest=GHCB_GUEST_SEV_ES, min_version=1, max_version=2, c_bit=51, hv_features=3, cpuid=())
-    --
-
+    """Profile(*, guest=..., min_version=1, max_version=2, c_bit=51, hv_features=3, cpuid=())\n--\n
     Constants of one host: what it is configured to answer.
 
     Parameters
     ----------
     guest : int
-        ``GHCB_GUEST_PLAIN`` or ``GHCB_GUEST_SEV_ES``.
+        ``GHCB_GUEST_PLAIN`` or ``GHCB_GUEST_SEV_ES`` (the default).
     min_version, max_version : int
         Protocol versions, 1 to 65535.
     c_bit : int
@@ -407,10 +407,9 @@ cdef class Profile:
         return self.c.guest
 
 
+@cython.final
 cdef class Host:
-    """Host(profile, n_vcpus)
-    --
-
+    """Host(profile, n_vcpus)\n--\n
     One VM of the host: its state, and the requests of its vCPUs.
 
     Attributes

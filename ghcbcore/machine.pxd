@@ -3,6 +3,7 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
+cimport cython
 from ghcbcore cimport clib
 from ghcbcore.clib cimport (
     ghcb_alt_t,
@@ -134,6 +135,7 @@ cdef inline void apply(
         i = block_end
 
 
+@cython.final
 cdef class Program:
     cdef readonly object insns
     cdef readonly object alts

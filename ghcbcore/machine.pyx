@@ -13,6 +13,7 @@ import numpy as _np
 
 from ghcbcore import errors as _errors
 
+cimport cython
 from ghcbcore cimport clib
 from ghcbcore.clib cimport ghcb_alt_t, ghcb_insn_t, ghcb_role_t
 from ghcbcore.host cimport Profile
@@ -28,10 +29,9 @@ ALT_DTYPE = _np.asarray(<ghcb_alt_t[:1]> &_alt).dtype
 ROLE_DTYPE = _np.asarray(<ghcb_role_t[:1]> &_role).dtype
 
 
+@cython.final
 cdef class Program:
-    """Program(insns, alts, roles, n_global, n_slice, profile)
-    --
-
+    """Program(insns, alts, roles, n_global, n_slice, profile)\n--\n
     Parameters
     ----------
     insns : array of INSN_DTYPE

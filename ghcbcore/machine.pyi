@@ -1,0 +1,49 @@
+from typing import Final, SupportsIndex, final
+
+import numpy as np
+import numpy.typing as npt
+
+from ghcbcore.host import Profile
+
+__all__ = ["ALT_DTYPE", "INSN_DTYPE", "ROLE_DTYPE", "Program"]
+
+ALT_DTYPE: Final[np.dtype[np.void]]
+INSN_DTYPE: Final[np.dtype[np.void]]
+ROLE_DTYPE: Final[np.dtype[np.void]]
+
+@final
+class Program:
+    def __init__(
+        self,
+        insns: npt.NDArray[np.void],
+        alts: npt.NDArray[np.void],
+        roles: npt.NDArray[np.void],
+        n_global: SupportsIndex,
+        n_slice: SupportsIndex,
+        profile: Profile,
+    ) -> None: ...
+    @property
+    def insns(self) -> npt.NDArray[np.void]: ...
+    @property
+    def alts(self) -> npt.NDArray[np.void]: ...
+    @property
+    def roles(self) -> npt.NDArray[np.void]: ...
+    @property
+    def positions(self) -> npt.NDArray[np.uint32]: ...
+    @property
+    def n_global(self) -> int: ...
+    @property
+    def n_slice(self) -> int: ...
+    @property
+    def n_roles(self) -> int: ...
+    @property
+    def profile(self) -> Profile: ...
+    def n_cpus(self, record: npt.NDArray[np.uint64]) -> int: ...
+    def moves(self, record: npt.NDArray[np.uint64]) -> list[tuple[int, int, int]]: ...
+    def step(
+        self,
+        record: npt.NDArray[np.uint64],
+        alt: SupportsIndex,
+        own: SupportsIndex = -1,
+        other: SupportsIndex = -1,
+    ) -> None: ...
