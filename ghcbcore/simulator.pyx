@@ -33,9 +33,7 @@ cdef enum:
 
 @cython.final
 cdef class Simulator:
-    """Simulator(program, record, seed)
-    --
-
+    """Simulator(program, record, seed)\n--\n
     Parameters
     ----------
     program : Program

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
 from ghcbcore._cffi import lib
 from ghcbcore.errors import SevError
 from ghcbcore.explorer import Explorer, MemoryLimit, NarrowIds
@@ -291,7 +292,9 @@ def _evaluate(p: Property, states: States) -> Array:
     try:
         result = np.asarray(p.holds(states))
     except Exception as error:
-        raise PropertyError(f"property {p.name!r} raised {type(error).__name__}: {error}") from error
+        raise PropertyError(
+            f"property {p.name!r} raised {type(error).__name__}: {error}"
+        ) from error
     if result.dtype != np.bool_ or result.shape != (len(states),):
         raise PropertyError(
             f"property {p.name!r} returned {result.dtype} of shape {result.shape}; "
