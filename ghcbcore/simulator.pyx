@@ -4,7 +4,9 @@ Theory of operation. Each agent has a time at which it is next able to act; a he
 earliest. It then chooses among its possible alternatives; if there is none it sleeps and leaves a
 *watch*: for each of its alternatives one test that fails now, in the list of the word that this
 test reads. An operation that changes the word looks at the list and wakes whom the test no longer
-stops. Nobody is polled.
+stops. Nobody is polled. For each alternative that binds another CPU, the CPUs for which its tests
+of constants hold are kept in a set, mended whenever a word that it tests changes, so that binding
+does not search.
 
 Every choice (which alternative, how long a drawn delay) is a pure function of the seed and of how
 many choices were made before, so a run repeats bit by bit.
@@ -85,7 +87,14 @@ cdef class Simulator:
     cdef uint32_t *write_first
     cdef uint32_t *writes
     cdef uint64_t *shadow
-    cdef int32_t *cursor  # of each alternative that binds a CPU: where it found one last
+    # of each alternative that binds a CPU (numbered from 0 by `binder`): the CPUs that fit
+    cdef int32_t *binder
+    cdef int32_t *bound_alt
+    cdef int32_t *members  # [binder, k]
+    cdef int32_t *member_at  # [binder, cpu]: index in members, or NONE
+    cdef int32_t *n_members
+    cdef uint32_t *reader_first  # of each word of a slice: which binders test it
+    cdef uint32_t *readers
     cdef uint32_t *n_calls
     # trace
     cdef object _events
@@ -125,7 +134,7 @@ cdef class Simulator:
         self.watch_insn = <uint32_t *> self._array(n, _np.uint32)
         self.watch_alt = <int32_t *> self._array(n, _np.int32, NONE)
         self.n_armed_watches = <int32_t *> self._array(self.n_agents, _np.int32)
-        self.cursor = <int32_t *> self._array(len(program.alts), _np.int32)
+        self._index_binders()
         self.executed = _np.zeros(len(program.alts), dtype=_np.uint64)
         cdef uint64_t[::1] executed = self.executed
         self.executed_ = &executed[0]
@@ -179,6 +188,40 @@ cdef class Simulator:
                 self.writes = &view[0]
             else:
                 self.n_calls = &view[0]
+
+    def _index_binders(self):
+        alts, insns = self.program.alts, self.program.insns
+        binding = [i for i, alt in enumerate(alts) if alt["binds"]]
+        readers = [[] for _ in range(self.program.n_slice)]
+        for b, i in enumerate(binding):
+            first = int(alts[i]["guard"])
+            for insn in insns[first : first + int(alts[i]["n_guards"])]:
+                index = int(insn["a"]) & clib.GHCB_BLOCK_WORD
+                if self._is_constant_test(insn) and b not in readers[index]:
+                    readers[index].append(b)
+        n = len(binding)
+        self.binder = <int32_t *> self._array(len(alts), _np.int32, NONE)
+        self.bound_alt = <int32_t *> self._array(n, _np.int32)
+        self.members = <int32_t *> self._array(n * self.n_others, _np.int32)
+        self.member_at = <int32_t *> self._array(n * self.n_others, _np.int32, NONE)
+        self.n_members = <int32_t *> self._array(n, _np.int32)
+        self.reader_first = <uint32_t *> self._array(self.program.n_slice + 1, _np.uint32)
+        self.readers = <uint32_t *> self._array(sum(len(r) for r in readers), _np.uint32)
+        cdef Py_ssize_t at = 0, word, cpu, b_index
+        for word in range(self.program.n_slice):
+            self.reader_first[word] = <uint32_t> at
+            for b in readers[word]:
+                self.readers[at] = b
+                at += 1
+        self.reader_first[self.program.n_slice] = <uint32_t> at
+        for b_index in range(n):
+            self.binder[<Py_ssize_t> binding[b_index]] = <int32_t> b_index
+            self.bound_alt[b_index] = binding[b_index]
+            for cpu in range(self.n_others):
+                self.mend(b_index, cpu)
+
+    def _is_constant_test(self, insn):
+        return not insn["b_is_word"] and self._reads_other(insn)
 
     def _reads_other(self, insn):
         operands = [int(insn["a"])] + ([int(insn["b"])] if insn["b_is_word"] else [])
@@ -333,19 +376,47 @@ cdef class Simulator:
 
     # -- one agent -------------------------------------------------------------------------
 
+    cdef void mend(self, Py_ssize_t b, Py_ssize_t cpu) noexcept nogil:
+        """Put a CPU into the set of a binder, or take it out, as its words are now."""
+        cdef const ghcb_alt_t *alt = self.program.alt + self.bound_alt[b]
+        cdef const ghcb_insn_t *insn
+        cdef uint64_t *other = self.slices + cpu * self.program.n_slice
+        cdef int32_t *members = self.members + b * self.n_others
+        cdef int32_t *at = self.member_at + b * self.n_others
+        cdef int32_t last
+        cdef uint32_t i
+        cdef bint fits = True
+        for i in range(alt.guard, alt.guard + alt.n_guards):
+            insn = self.program.code + i
+            if insn.a >> clib.GHCB_BLOCK_SHIFT == clib.GHCB_BLOCK_OTHER and not insn.b_is_word:
+                if not holds(insn, self.g, other, other):
+                    fits = False
+                    break
+        if fits and at[cpu] == NONE:
+            at[cpu] = self.n_members[b]
+            members[self.n_members[b]] = <int32_t> cpu
+            self.n_members[b] += 1
+        elif not fits and at[cpu] != NONE:
+            self.n_members[b] -= 1
+            last = members[self.n_members[b]]
+            members[at[cpu]] = last
+            at[last] = at[cpu]
+            at[cpu] = NONE
+
     cdef Py_ssize_t find_other(self, Py_ssize_t agent, Py_ssize_t alt, uint64_t *own) noexcept nogil:
-        cdef Py_ssize_t j = self.cursor[alt]
-        cdef Py_ssize_t k
-        for k in range(self.n_others):
-            if j >= self.n_others:
-                j = 0
+        """Return a CPU for which all tests hold, the choice being the seed's; NONE if none."""
+        cdef Py_ssize_t b = self.binder[alt]
+        cdef Py_ssize_t n = self.n_members[b]
+        cdef Py_ssize_t k, j, start = 0
+        if n > 1:
+            start = <Py_ssize_t> self.draw(<uint64_t> n)
+        for k in range(n):
+            j = self.members[b * self.n_others + (start + k) % n]
             if j != self.agent_slice[agent] and enabled(
                 self.program.code, self.program.alt + alt, self.g, own,
                 self.slices + j * self.program.n_slice,
             ):
-                self.cursor[alt] = <int32_t> j
                 return j
-            j += 1
         return NONE
 
     cdef void sleep_on(self, Py_ssize_t agent, uint32_t alt, uint64_t *own) noexcept nogil:
@@ -450,7 +521,7 @@ cdef class Simulator:
     cdef void compare(self, uint32_t a, Py_ssize_t own, Py_ssize_t other) noexcept nogil:
         """Tell the watchers of the words that an alternative wrote, where they changed."""
         cdef uint32_t i
-        cdef uint32_t operand, block
+        cdef uint32_t operand, block, r
         cdef Py_ssize_t index, at, cpu
         for i in range(self.write_first[a], self.write_first[a + 1]):
             operand = self.writes[i]
@@ -462,6 +533,9 @@ cdef class Simulator:
                 at = self.program.n_global + cpu * self.program.n_slice + index
             if self.shadow[at] != self.g[at]:
                 self.shadow[at] = self.g[at]
+                if cpu != NONE:
+                    for r in range(self.reader_first[index], self.reader_first[index + 1]):
+                        self.mend(self.readers[r], cpu)
                 self.changed(at, cpu)
                 if cpu != NONE:
                     self.changed(self.program.n_global + self.n_others * self.program.n_slice + index, cpu)

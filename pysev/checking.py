@@ -139,11 +139,11 @@ class _Search:
         bad = np.zeros(end - begin, dtype=bool)
         for p in self.properties:
             if p.kind == "always":
-                broken = ~_evaluate(p, states)
+                broken = ~evaluate(p, states)
                 self._note(p.name, broken, np.arange(begin, end))
                 bad |= broken
             elif p.kind == "sometimes" and not self.reached[p.name]:
-                self.reached[p.name] = bool(_evaluate(p, states).any())
+                self.reached[p.name] = bool(evaluate(p, states).any())
         try:
             ex.expand(begin, end, bad.view(np.uint8))
         finally:
@@ -158,7 +158,7 @@ class _Search:
             states = self._view(gids, sids)
             for p in self.properties:
                 if p.kind == "end":
-                    self._note(p.name, ~_evaluate(p, states), numbers)
+                    self._note(p.name, ~evaluate(p, states), numbers)
             self._note(DEADLOCK, ~states.at_rest(), numbers)
 
     def _note(self, name: str, broken: Array, numbers: Array) -> None:
@@ -288,7 +288,7 @@ def _search(
     raise SevError(f"{compiled.flow.name}: more than 65536 distinct states of one CPU")
 
 
-def _evaluate(p: Property, states: States) -> Array:
+def evaluate(p: Property, states: States) -> Array:
     try:
         result = np.asarray(p.holds(states))
     except Exception as error:

@@ -42,6 +42,7 @@ from ghcbcore.machine import ALT_DTYPE, INSN_DTYPE, ROLE_DTYPE, Program
 
 if TYPE_CHECKING:
     from .states import States
+    from .words import Memory
 
 __all__ = [
     "Agent",
@@ -374,6 +375,7 @@ class Flow:
         self.other = Words("other", lib.GHCB_BLOCK_OTHER)
         self.agents: list[Agent] = []
         self.properties: list[Property] = []
+        self.memories: list[Memory] = []
         self.cpu_states: list[tuple[str, Callable[[States], Any]]] = []
         self._initial_global: list[int] = []
         self._initial_cpu: list[int] = []

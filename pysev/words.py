@@ -14,6 +14,7 @@ from ghcbcore._cffi import lib
 
 from . import costs
 from .flow import Agent, Effect, Field, Flow, Hazard, Op, Words, call, op, put, when
+from .memmap import Part
 
 __all__ = [
     "Fate",
@@ -44,6 +45,7 @@ class Memory:
     title: str
     taken: Field
     number: int
+    part: Part
 
 
 def declare_fates(flow: Flow) -> None:
@@ -53,7 +55,7 @@ def declare_fates(flow: Flow) -> None:
 
 
 def memory(
-    flow: Flow, agent: Agent, name: str, title: str, *, executed: bool
+    flow: Flow, agent: Agent, name: str, title: str, part: Part, *, executed: bool
 ) -> tuple[Memory, Hazard]:
     """Declare ``flow.g.name`` and what it means to lose it.
 
@@ -61,6 +63,8 @@ def memory(
     ----------
     agent : Agent
         Whose CPUs execute from it; it needs a label ``dead``.
+    part : Part
+        What it is in the machine's layout.
     executed : bool
         True for text: what stands there now may be executed, or end in a triple fault. False for
         page tables: the translation fails, and so does every fault handler.
@@ -70,7 +74,7 @@ def memory(
     (Memory, Hazard)
         The hazard is for ``agent.under``.
     """
-    number = sum(1 for f in flow.g if f.name.endswith("_taken"))
+    number = len(flow.memories)
     flow.globals(**{f"{name}_taken": 0})
     taken: Field = getattr(flow.g, f"{name}_taken")
     cpu = flow.cpu
@@ -90,7 +94,9 @@ def memory(
                 to="dead",
             )
         )
-    return Memory(title, taken, number), Hazard(taken == 0, tuple(instead))
+    made = Memory(title, taken, number, part)
+    flow.memories.append(made)
+    return made, Hazard(taken == 0, tuple(instead))
 
 
 def ask_msr(vcpu: Words, request: int | Field) -> list[Effect]:

@@ -30,6 +30,7 @@ from ghcbcore.host import Profile
 from .. import costs
 from ..flow import Effect, Flow, Op, add, call, each, jump, op, put, shift_right, when
 from ..machine import Machine
+from ..memmap import Part
 from ..states import States
 from ..words import (
     Fate,
@@ -89,9 +90,9 @@ class _Family:
         self.ap = flow.agent(
             "AP", per_cpu=True, only_while=[flow.cpu.mp_state == lib.GHCB_MP_RUNNABLE]
         )
-        _, self.text = memory(flow, self.ap, "text", "old kernel's text", executed=True)
-        _, self.tables = memory(flow, self.ap, "tables", "old kernel's page tables", executed=False)
-        _, self.low = memory(flow, self.ap, "low", "old real-mode area below 1 MiB", executed=True)
+        _, self.text = memory(flow, self.ap, "text", "old kernel's text", Part.OLD_TEXT, executed=True)
+        _, self.tables = memory(flow, self.ap, "tables", "old kernel's page tables", Part.PAGE_TABLES, executed=False)
+        _, self.low = memory(flow, self.ap, "low", "old real-mode area below 1 MiB", Part.REAL_MODE, executed=True)
         _common_properties(flow)
 
     # -- the APs -----------------------------------------------------------------------------

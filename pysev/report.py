@@ -1,0 +1,160 @@
+"""What ``run`` and ``check`` print: plain text that fits into a mail."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from . import events
+from .checking import DEADLOCK, CheckResult
+from .flow import Flow
+from .machine import Machine
+from .scenarios import Scenario
+from .simulate import RunResult
+
+__all__ = ["check_row", "check_text", "run_text", "scenarios_text"]
+
+WIDTH = 100
+CPU_WORDS = {
+    "total": "CPUs",
+    "online": "online",
+    "lost": "lost",
+    "triple_fault": "triple fault",
+    "parked": "parked, held by the hypervisor",
+    "foreign_code": "execute foreign data",
+    "halted": "halted in the old kernel",
+}
+
+
+def _table(rows: Iterable[Sequence[str]]) -> str:
+    """Align columns; the last one is left as it is."""
+    rows = [list(row) for row in rows]
+    if not rows:
+        return "  none\n"
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
+    return "".join(
+        "  " + "  ".join([c.ljust(w) for c, w in zip(row, widths, strict=False)] + row[-1:]) + "\n"
+        for row in rows
+    )
+
+
+def _size(n_bytes: int) -> str:
+    """Return bytes in the largest unit that leaves at least 1, three digits behind the point."""
+    for unit, shift in (("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if n_bytes >= 1 << shift:
+            return f"{n_bytes / (1 << shift):.3f}".rstrip("0").rstrip(".") + f" {unit}"
+    return f"{n_bytes} bytes"
+
+
+def scenarios_text(scenarios: Sequence[Scenario]) -> str:
+    """One line for each scenario: name, expected verdict, what it is."""
+    return _table((s.name, s.expected, s.summary) for s in scenarios)
+
+
+def run_text(scenario: Scenario, machine: Machine, result: RunResult) -> str:
+    """The report of one run."""
+    memory = machine.layout.memmap
+    parts = [
+        f"{scenario.name}: {scenario.summary}\n",
+        f"{machine.n_cpus} CPUs, {_size(memory.ram_bytes)} RAM ({memory.name}), "
+        f"seed {result.seed}; {result.steps} steps, {result.modelled_seconds:.6f} s of modelled "
+        f"time in {result.seconds:.2f} s\n",
+        "\nwhere everything lies\n",
+        *(f"  {line}\n" for line in machine.layout.as_text().splitlines()),
+        "\nwhat became of the CPUs\n",
+        _table((CPU_WORDS.get(name, name), str(n)) for name, n in result.cpus.items()),
+        "\nVMGEXITs by kind\n",
+        _table((name, str(n)) for name, n in result.vmgexits.items()),
+        "\nthe first of each kind\n",
+        *(f"  {line}\n" for text in events.samples(result.trace) for line in text.splitlines()),
+        "\nmemory by state\n",
+        _table((name.replace("_", " "), _size(n)) for name, n in result.memory.items()),
+    ]
+    if result.jump_table_page is not None:
+        parts.append(f"\njump table page\n{_hex_dump(result.jump_table_page.tobytes(), 0x50)}")
+    parts.append(f"\nverdict: {run_sentence(scenario, result)}\n")
+    return "".join(parts)
+
+
+def run_sentence(scenario: Scenario, result: RunResult) -> str:
+    """The verdict of a run in one sentence."""
+    online = f"{result.cpus['online']} of {result.cpus['total']} CPUs are online"
+    if result.verdict == "holds":
+        return f"holds in this order of events: {online}; `pysev check` looks at every order."
+    if result.verdict == "unknown":
+        return f"unknown: given up after {result.steps} steps; {online}."
+    broken = "; ".join(f'"{text}" does not hold' for text in result.texts)
+    return f"{result.verdict} in this order of events: {broken}; {online}."
+
+
+def check_row(scenario: Scenario, result: CheckResult) -> tuple[str, ...]:
+    """One line of ``check --all``."""
+    right = "as expected" if is_expected(scenario, result) else f"EXPECTED {scenario.expected}"
+    return (
+        scenario.name,
+        result.verdict,
+        right,
+        f"{result.states:>9} states",
+        f"{result.seconds:.3f} s",
+        result.property,
+    )
+
+
+def check_table(rows: Sequence[tuple[str, ...]]) -> str:
+    return _table(rows)
+
+
+def is_expected(scenario: Scenario, result: CheckResult) -> bool:
+    """Return whether the verdict is the expected one, and for the reason that the source gives."""
+    return result.verdict == scenario.expected and (
+        result.property == scenario.because if scenario.because else not result.violations
+    )
+
+
+def check_text(scenario: Scenario, flow: Flow, result: CheckResult) -> str:
+    """The report of one check."""
+    texts = {p.name: p.text or p.name for p in flow.properties} | {DEADLOCK: DEADLOCK}
+    complete = "complete" if result.complete else "NOT complete"
+    parts = [
+        f"{scenario.name}, {result.n_cpus} CPUs: {scenario.summary}\n",
+        f"{result.states} states, {result.transitions} transitions, depth {result.depth}, "
+        f"{complete}, {result.n_bytes >> 20} MiB, {result.seconds:.3f} s\n",
+        "".join(f"assumes: {text}\n" for text in scenario.assumes),
+    ]
+    if result.counterexample:
+        n = len(result.counterexample)
+        parts.append(f"\nthe shortest order of events ({n} steps):\n")
+        agents = max(len(step.agent) for step in result.counterexample)
+        for i, step in enumerate(result.counterexample, 1):
+            parts.append(f"{i:4}  {step.agent.ljust(agents)}  {step.op}\n")
+            if step.detail:
+                parts.append(f"{'':6}{'':{agents}}  . {step.detail}\n")
+    if result.violations:
+        parts.append("\nviolated, and after how many steps first:\n")
+        parts.append(
+            _table((name, str(depth), texts.get(name, "")) for name, depth in result.violations.items())
+        )
+    if result.reached:
+        parts.append("\nreached at all:\n")
+        parts.append(_table((name, "yes" if yes else "no") for name, yes in result.reached.items()))
+    parts.append(f"\nverdict: {check_sentence(scenario, result, texts)}\n")
+    parts.append(f"source: {scenario.source}\n")
+    return "".join(parts)
+
+
+def check_sentence(scenario: Scenario, result: CheckResult, texts: dict[str, str]) -> str:
+    """The verdict of a check in one sentence."""
+    because = f": {scenario.story}" if is_expected(scenario, result) else ""
+    expected = "as expected" if because else f"but {scenario.expected} was expected"
+    if result.verdict == "holds":
+        return f"holds in every order of events, {expected}{because}."
+    if result.verdict == "unknown":
+        return "unknown: the search was stopped before it was complete; nothing was found so far."
+    what = texts.get(result.property, result.property)
+    return f'{result.verdict}, {expected}: "{what}" does not hold{because}.'
+
+
+def _hex_dump(data: bytes, n: int) -> str:
+    lines = []
+    for at in range(0, n, 16):
+        lines.append(f"  {at:03x}  {data[at : at + 16].hex(' ')}\n")
+    return "".join(lines)
