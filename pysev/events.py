@@ -11,6 +11,7 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
+
 from ghcbcore import msr as _msr
 from ghcbcore._cffi import lib
 
@@ -47,7 +48,8 @@ def kind(event: np.void) -> str:
 
 
 def _is_vmgexit(events: Events) -> Events:
-    return events[events["call"] == lib.GHCB_CALL_VMGEXIT]
+    found: Events = events[events["call"] == lib.GHCB_CALL_VMGEXIT]
+    return found
 
 
 def _distinct(events: Events) -> tuple[Events, Any, Any]:

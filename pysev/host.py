@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from ghcbcore import errors
 from ghcbcore import host as _core
 from ghcbcore._cffi import lib

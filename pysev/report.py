@@ -32,7 +32,7 @@ def _table(rows: Iterable[Sequence[str]]) -> str:
         return "  none\n"
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
     return "".join(
-        "  " + "  ".join([c.ljust(w) for c, w in zip(row, widths, strict=False)] + row[-1:]) + "\n"
+        "  " + "  ".join([*map(str.ljust, row[:-1], widths), row[-1]]).rstrip() + "\n"
         for row in rows
     )
 
@@ -131,7 +131,9 @@ def check_text(scenario: Scenario, flow: Flow, result: CheckResult) -> str:
     if result.violations:
         parts.append("\nviolated, and after how many steps first:\n")
         parts.append(
-            _table((name, str(depth), texts.get(name, "")) for name, depth in result.violations.items())
+            _table(
+                (name, str(depth), texts.get(name, "")) for name, depth in result.violations.items()
+            )
         )
     if result.reached:
         parts.append("\nreached at all:\n")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from ghcbcore import jumptable
 from ghcbcore._cffi import lib
 from ghcbcore.errors import OutOfRange

@@ -90,9 +90,13 @@ class _Family:
         self.ap = flow.agent(
             "AP", per_cpu=True, only_while=[flow.cpu.mp_state == lib.GHCB_MP_RUNNABLE]
         )
-        _, self.text = memory(flow, self.ap, "text", "old kernel's text", Part.OLD_TEXT, executed=True)
-        _, self.tables = memory(flow, self.ap, "tables", "old kernel's page tables", Part.PAGE_TABLES, executed=False)
-        _, self.low = memory(flow, self.ap, "low", "old real-mode area below 1 MiB", Part.REAL_MODE, executed=True)
+        kept = partial(memory, flow, self.ap)
+        _, self.text = kept("text", "old kernel's text", Part.OLD_TEXT, executed=True)
+        _, self.tables = kept(
+            "tables", "old kernel's page tables", Part.PAGE_TABLES, executed=False
+        )
+        low = "old real-mode area below 1 MiB"
+        _, self.low = kept("low", low, Part.REAL_MODE, executed=True)
         _common_properties(flow)
 
     # -- the APs -----------------------------------------------------------------------------
