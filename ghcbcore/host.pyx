@@ -54,6 +54,8 @@ cdef const ghcb_cpuid_entry_t *find_cpuid(
 
 
 cdef void hold(ghcb_vcpu_t *vcpu, uint64_t how) noexcept nogil:
+    if vcpu.nmi_pending:
+        return  # a vCPU with an event pending does not block: it goes on at once, not released
     vcpu.reset_hold = how
     vcpu.mp_state = clib.GHCB_MP_AP_RESET_HOLD
 
@@ -300,7 +302,8 @@ cdef void host_call(
         if vcpu.mp_state == clib.GHCB_MP_HALTED or vcpu.mp_state == clib.GHCB_MP_AP_RESET_HOLD:
             wake(vcpu)  # a hold that no SIPI ended: the answer's data stays 0
     elif function == clib.GHCB_CALL_HLT:
-        vcpu.mp_state = clib.GHCB_MP_HALTED
+        if not vcpu.nmi_pending:
+            vcpu.mp_state = clib.GHCB_MP_HALTED
     elif function == clib.GHCB_CALL_SHUTDOWN:
         end(vm, clib.GHCB_EVENT_SHUTDOWN, 0)
     elif function == clib.GHCB_CALL_SEND_INIT:

@@ -8,6 +8,7 @@ which nothing happens.
 
 from __future__ import annotations
 
+import enum
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,13 +20,22 @@ from ghcbcore._cffi import lib
 from ghcbcore.errors import SevError
 from ghcbcore.explorer import Explorer, MemoryLimit, NarrowIds
 
-from .flow import Compiled, Field, Flow, Property
+from .flow import Compiled, Flow, Property, Words
+from .host import Entry, Event, Hold, MpState
 from .states import States
 
 __all__ = ["DEADLOCK", "CheckResult", "PropertyError", "Step", "check"]
 
 DEADLOCK = "nobody waits for ever"
 """Name of the built-in property: where nothing happens any more, every agent may rest."""
+
+VALUE_NAMES: dict[str, type[enum.IntEnum]] = {
+    "mp_state": MpState,
+    "reset_hold": Hold,
+    "entry": Entry,
+    "event": Event,
+}
+"""What the numbers of the host's words mean."""
 
 CHUNK = 1 << 16
 WIDTHS = ((2, 1), (4, 1), (4, 2))
@@ -320,34 +330,41 @@ def _step(compiled: Compiled, move: Move, before: Array, after: Array) -> Step:
 def _changes(compiled: Compiled, own: int, before: Array, after: Array) -> str:
     """Return which words changed, positions in programs left out."""
     flow, program = compiled.flow, compiled.program
-    positions = {a.pc.name for a in flow.agents}
     out = []
-    for words in (flow.vm, flow.boot, flow.g):
-        out += _changed(list(words), positions, before, after, 0)
+    for words, title in ((flow.vm, ""), (flow.boot, "boot "), (flow.g, "")):
+        out += [title + change for change in _changed(flow, words, before, after, 0)]
+    others: dict[str, list[int]] = {}
     for cpu in range(compiled.n_others):
         base = program.n_global + cpu * program.n_slice
-        prefix = "" if cpu == own else f"CPU {cpu + 1} "
-        out += _changed(list(flow.cpu), positions, before, after, base, prefix)
+        for change in _changed(flow, flow.cpu, before, after, base):
+            if cpu == own:
+                out.append(change)
+            else:
+                others.setdefault(change, []).append(cpu + 1)
+    out += [f"{_cpus(numbers)} {change}" for change, numbers in others.items()]
     return "; ".join(out)
 
 
-def _changed(
-    fields: list[Field],
-    positions: set[str],
-    before: Array,
-    after: Array,
-    base: int,
-    prefix: str = "",
-) -> list[str]:
-    out = []
-    for f in fields:
+def _changed(flow: Flow, words: Words, before: Array, after: Array, base: int) -> Iterator[str]:
+    positions = {agent.pc.name for agent in flow.agents}
+    for f in words:
         old, new = int(before[base + f.index]), int(after[base + f.index])
         if old != new and f.name not in positions:
             name = f.name.split(".", 1)[1]
-            where = "boot " if f.name.startswith("boot.") else prefix
-            out.append(f"{where}{name} {_number(old)} -> {_number(new)}")
-    return out
+            names = flow.value_names.get(name) or VALUE_NAMES.get(name)
+            yield f"{name} {_value(old, names)} -> {_value(new, names)}"
 
 
-def _number(value: int) -> str:
+def _cpus(numbers: list[int]) -> str:
+    if len(numbers) == 1:
+        return f"CPU {numbers[0]}"
+    if numbers == list(range(numbers[0], numbers[-1] + 1)):
+        return f"CPUs {numbers[0]}-{numbers[-1]}"
+    return f"CPUs {', '.join(map(str, numbers))}"
+
+
+def _value(value: int, names: type[enum.IntEnum] | None) -> str:
+    name = {int(member): member.name for member in names or ()}.get(value)
+    if name is not None:
+        return name
     return str(value) if value < 1 << lib.GHCB_MSR_DATA_SHIFT else f"{value:#x}"

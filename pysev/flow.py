@@ -28,6 +28,7 @@ Examples
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -376,6 +377,7 @@ class Flow:
         self.agents: list[Agent] = []
         self.properties: list[Property] = []
         self.memories: list[Memory] = []
+        self.value_names: dict[str, type[enum.IntEnum]] = {}
         self.cpu_states: list[tuple[str, Callable[[States], Any]]] = []
         self._initial_global: list[int] = []
         self._initial_cpu: list[int] = []
@@ -404,6 +406,10 @@ class Flow:
         """Declare words of each CPU but the boot CPU: ``flow.cpu.name``, ``flow.other.name``."""
         for name, value in initial.items():
             self._declare_cpu(name, _word(name, value))
+
+    def name_values(self, word: str, names: type[enum.IntEnum]) -> None:
+        """Say what the numbers of a word mean; timelines then show the names."""
+        self.value_names[word] = names
 
     def start(self, **initial: int) -> None:
         """Give first values to words of the VM (``jump_table=``) or of every CPU's vCPU."""

@@ -22,6 +22,7 @@ __all__ = [
     "ask_msr",
     "ask_nae",
     "declare_fates",
+    "halt",
     "hypervisor_threads",
     "memory",
     "send_init",
@@ -52,6 +53,7 @@ def declare_fates(flow: Flow) -> None:
     """Declare ``cpu.fate`` (``Fate``) and ``cpu.foul``: 1 + the number of the ``Memory`` from which
     the CPU fetched although it was no longer its kernel's, 0 if it never did."""
     flow.per_cpu(fate=Fate.ALIVE, foul=0)
+    flow.name_values("fate", Fate)
 
 
 def memory(
@@ -114,6 +116,11 @@ def ask_nae(
         put(vcpu.sw_exit_info_2, info_2),
         *ask_msr(vcpu, ghcb_gpa),
     ]
+
+
+def halt(vcpu: Words) -> Effect:
+    """HLT: the vCPU is not RUNNABLE until something wakes it."""
+    return call(lib.GHCB_CALL_HLT, vcpu)
 
 
 def send_init(other: Words) -> Effect:

@@ -51,7 +51,7 @@
 #define GHCB_CALL_INIT 1    /* the vCPU takes a pending INIT */
 #define GHCB_CALL_SIPI 2    /* the vCPU takes a pending STARTUP */
 #define GHCB_CALL_NMI 3     /* an NMI becomes pending: a sleeping vCPU wakes */
-#define GHCB_CALL_HLT 4     /* the guest executed HLT */
+#define GHCB_CALL_HLT 4     /* the guest executed HLT; with an NMI pending it goes on at once */
 #define GHCB_CALL_SHUTDOWN 5 /* the guest triple-faulted */
 #define GHCB_CALL_SEND_INIT 6 /* another vCPU's APIC sends INIT here */
 #define GHCB_CALL_SEND_SIPI 7 /* ... and STARTUP, vector in sipi_vector */

@@ -18,6 +18,7 @@ KEXEC/KDUMP support for SEV-ES guests", RFC (2021-07) to v6 (2024-06); Linux arc
 
 from __future__ import annotations
 
+import enum
 import errno
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ from ..words import (
     ask_msr,
     ask_nae,
     declare_fates,
+    halt,
     hypervisor_threads,
     memory,
     send_init,
@@ -45,12 +47,30 @@ from ..words import (
 )
 from .registry import Scenario, register
 
-OLD, NEW = 0, 1  # g.kernel: which kernel the boot CPU runs
 
-NOT_TRIED, WAKING, UP, GIVEN_UP = range(4)  # cpu.bring_up: the new kernel's book about the CPU
+class Kernel(enum.IntEnum):
+    """``g.kernel``: which kernel the boot CPU runs."""
 
-NO_COMMAND = 0  # g.command: the mailbox of scenario `mailbox`
-WAKE_UP, TEST = 1, 2
+    OLD = 0
+    NEW = 1
+
+
+class BringUp(enum.IntEnum):
+    """``cpu.bring_up``: the new kernel's book about a CPU."""
+
+    NOT_TRIED = 0
+    WAKING = 1
+    UP = 2
+    GIVEN_UP = 3
+
+
+class Command(enum.IntEnum):
+    """``g.command``: what stands in the mailbox. Source: ACPI MADT type 0x10, versions 0 and 1."""
+
+    NONE = 0
+    WAKEUP = 1
+    TEST = 2
+
 
 # When an AP reports "stopped", by clearing its bit in cpus_stop_mask
 WITH_HLT = "together with HLT"
@@ -82,9 +102,12 @@ class _Family:
         profile = Profile(guest=variant.guest, max_version=variant.max_version)
         self.flow = flow = Flow(name, profile)
         flow.start(jump_table=machine.jump_table_gpa, first_sipi=1)
-        flow.globals(kernel=OLD, kexec_error=0, stopping=0, start_vector=0)
-        flow.per_cpu(ipi=0, times_up=0, vector=0, bring_up=NOT_TRIED)
+        flow.globals(kernel=Kernel.OLD, kexec_error=0, stopping=0, start_vector=0)
+        flow.per_cpu(ipi=0, times_up=0, vector=0, bring_up=BringUp.NOT_TRIED)
         declare_fates(flow)
+        flow.name_values("kernel", Kernel)
+        flow.name_values("bring_up", BringUp)
+        flow.name_values("command", Command)
         flow.only_while(flow.vm.event == lib.GHCB_EVENT_NONE)
         self.boot = flow.agent("boot CPU")
         self.ap = flow.agent(
@@ -143,7 +166,7 @@ class _Family:
         with self.ap.under(self.text, self.tables):
             self.ap.at(
                 "halt",
-                op("HLT", do=[*self.acknowledge(WITH_HLT), call(lib.GHCB_CALL_HLT, self.flow.cpu)]),
+                op("HLT", do=[*self.acknowledge(WITH_HLT), halt(self.flow.cpu)]),
                 *self.nmi("NMI before HLT: stop_this_cpu once more", [], "stop"),
             )
             self.ap.at(
@@ -233,15 +256,15 @@ class _Family:
             "mailbox",
             op(
                 "mailbox: TEST is for this CPU: cleared",
-                when=[cpu.addressed == 1, g.command == TEST],
-                do=[put(g.command, NO_COMMAND), put(cpu.addressed, 0)],
+                when=[cpu.addressed == 1, g.command == Command.TEST],
+                do=[put(g.command, Command.NONE), put(cpu.addressed, 0)],
                 to=".",
             ),
             op(
                 "mailbox: WAKEUP is for this CPU: cleared, jumps to the vector",
-                when=[cpu.addressed == 1, g.command == WAKE_UP],
+                when=[cpu.addressed == 1, g.command == Command.WAKEUP],
                 do=[
-                    put(g.command, NO_COMMAND),
+                    put(g.command, Command.NONE),
                     put(cpu.addressed, 0),
                     put(cpu.vector, g.start_vector),
                 ],
@@ -265,7 +288,7 @@ class _Family:
             )
             ap.at("save", op("saves its registers to its crash note", do=[put(cpu.note, 1)]))
             ap.at("count", op("waiting_for_crash_ipi - 1", do=[add(flow.g.stopping, -1)]))
-            ap.at("halt", op("HLT", do=[call(lib.GHCB_CALL_HLT, cpu)]))
+            ap.at("halt", op("HLT", do=[halt(cpu)]))
             ap.at("halted", op("runs on behind HLT: back to HLT", to="halt"), ends=True)
 
     def new_kernel(self) -> None:
@@ -275,7 +298,7 @@ class _Family:
             "trampoline",
             op(
                 "comes up in the new kernel",
-                when=[cpu.vector == g.start_vector, g.kernel == NEW],
+                when=[cpu.vector == g.start_vector, g.kernel == Kernel.NEW],
                 do=[add(cpu.times_up, 1)],
                 to="new kernel",
             ),
@@ -305,7 +328,7 @@ class _Family:
             self.old_kernel("park")
             self.park_in_page()
         else:
-            self.flow.globals(command=NO_COMMAND)
+            self.flow.globals(command=Command.NONE)
             self.flow.per_cpu(addressed=0, tested=0)
             self.old_kernel("leave")
             self.wait_in_mailbox()
@@ -421,6 +444,10 @@ class _Family:
         if self.v.hand_over == "mailbox" and self.v.test:
             self.test_mailbox()
 
+    def post(self, command: Command) -> list[Effect]:
+        """Address the mailbox to the bound CPU, then store the command."""
+        return [put(self.flow.other.addressed, 1), put(self.flow.g.command, command)]
+
     def test_mailbox(self) -> None:
         """Ask each AP through the mailbox whether it has arrived in the firmware's loop."""
         boot, g, other = self.boot, self.flow.g, self.flow.other
@@ -431,7 +458,7 @@ class _Family:
                 "mailbox: TEST to a CPU",
                 pick=True,
                 when=[g.untested != 0, other.tested == 0],
-                do=[put(other.tested, 1), put(other.addressed, 1), put(g.command, TEST)],
+                do=[put(other.tested, 1), *self.post(Command.TEST)],
             ),
             op("all other CPUs are in the firmware's loop", when=[g.untested == 0], to="relocate"),
         )
@@ -439,7 +466,7 @@ class _Family:
             "tested",
             op(
                 "mailbox: answered",
-                when=[g.command == NO_COMMAND],
+                when=[g.command == Command.NONE],
                 do=[add(g.untested, -1)],
                 to="test",
             ),
@@ -469,7 +496,7 @@ class _Family:
             "relocate",
             op(
                 "the crash kernel boots in its reservation, nr_cpus=1",
-                do=[put(g.kernel, NEW)],
+                do=[put(g.kernel, Kernel.NEW)],
                 cost=costs.BOOT_TO_SMP,
             ),
         )
@@ -482,7 +509,7 @@ class _Family:
             "relocate",
             op(
                 "relocate_kernel: jumps to the new kernel",
-                do=[put(g.kernel, NEW)],
+                do=[put(g.kernel, Kernel.NEW)],
                 cost=costs.RELOCATE,
             ),
         )
@@ -503,9 +530,9 @@ class _Family:
     def bring_up(self) -> None:
         """smp_init of the new kernel, one CPU after the other."""
         boot, g, other = self.boot, self.flow.g, self.flow.other
-        book = [put(other.bring_up, UP), add(g.untried, -1)]
-        give_up = [put(other.bring_up, GIVEN_UP), add(g.untried, -1), add(g.given_up, 1)]
-        waking = other.bring_up == WAKING
+        book = [put(other.bring_up, BringUp.UP), add(g.untried, -1)]
+        give_up = [put(other.bring_up, BringUp.GIVEN_UP), add(g.untried, -1), add(g.given_up, 1)]
+        waking = other.bring_up == BringUp.WAKING
         finished = op("smp: all CPUs tried", when=[g.untried == 0], to="up")
         arrived = op(
             "a CPU is up", pick=True, when=[waking, other.times_up != 0], do=book, to="next"
@@ -518,8 +545,8 @@ class _Family:
                 op(
                     "INIT to a CPU",
                     pick=True,
-                    when=[g.untried != 0, other.bring_up == NOT_TRIED],
-                    do=[put(other.bring_up, WAKING), send_init(other)],
+                    when=[g.untried != 0, other.bring_up == BringUp.NOT_TRIED],
+                    do=[put(other.bring_up, BringUp.WAKING), send_init(other)],
                     cost=costs.INIT_TO_SIPI,
                 ),
                 finished,
@@ -561,8 +588,12 @@ class _Family:
             op(
                 "mailbox: WAKEUP to a CPU",
                 pick=True,
-                when=[g.untried != 0, other.bring_up == NOT_TRIED],
-                do=[put(other.bring_up, WAKING), put(other.addressed, 1), put(g.command, WAKE_UP)],
+                when=[g.untried != 0, other.bring_up == BringUp.NOT_TRIED],
+                do=[
+                    put(other.bring_up, BringUp.WAKING),
+                    put(other.addressed, 1),
+                    put(g.command, Command.WAKEUP),
+                ],
             ),
             finished,
         )
@@ -577,7 +608,7 @@ class _Family:
             *(
                 op(
                     f"takes the old kernel's {what}",
-                    when=[g.kernel == NEW, word == 0],
+                    when=[g.kernel == Kernel.NEW, word == 0],
                     do=[put(word, 1)],
                     to=".",
                     after=costs.MEMORY_REUSE,
@@ -672,7 +703,7 @@ def _kexec(variant: Variant, name: str) -> Callable[[Machine], Flow]:
 
 def _held_under_new(s: States) -> Any:
     held = (s.cpu.mp_state == lib.GHCB_MP_AP_RESET_HOLD).any(axis=1)
-    return held & (s.g.kernel == NEW)
+    return held & (s.g.kernel == Kernel.NEW)
 
 
 def _refused(variant: Variant, name: str) -> Callable[[Machine], Flow]:
@@ -706,7 +737,7 @@ def _kdump(variant: Variant, name: str) -> Callable[[Machine], Flow]:
         if machine.n_cpus > 1:
             flow.sometimes(
                 "an AP still runs under the crash kernel",
-                lambda s: (s.g.kernel == NEW) & (s.g.stopping != 0),
+                lambda s: (s.g.kernel == Kernel.NEW) & (s.g.stopping != 0),
             )
         flow.count_cpus("halted", lambda s: s.at("AP", "halted"))
         return flow
