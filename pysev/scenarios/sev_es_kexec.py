@@ -101,9 +101,9 @@ class _Family:
         self.m = machine
         profile = Profile(guest=variant.guest, max_version=variant.max_version)
         self.flow = flow = Flow(name, profile)
-        flow.start(jump_table=machine.jump_table_gpa, first_sipi=1)
-        flow.globals(kernel=Kernel.OLD, kexec_error=0, stopping=0, start_vector=0)
-        flow.per_cpu(ipi=0, times_up=0, vector=0, bring_up=BringUp.NOT_TRIED)
+        flow.start(first_sipi=1)
+        flow.globals(kernel=Kernel.OLD, version=0, kexec_error=0, stopping=0, start_vector=0)
+        flow.per_cpu(ipi=0, in_mask=0, times_up=0, vector=0, bring_up=BringUp.NOT_TRIED)
         declare_fates(flow)
         flow.name_values("kernel", Kernel)
         flow.name_values("bring_up", BringUp)
@@ -128,10 +128,8 @@ class _Family:
         """Clear the own bit in cpus_stop_mask, if this is the moment at which this design does."""
         if self.v.acknowledges != moment:
             return []
-        return [add(self.flow.g.stopping, -1), *self._leave_mask()]
-
-    def _leave_mask(self) -> list[Effect]:
-        return [put(self.flow.cpu.in_mask, 0)] if self.v.nmi else []
+        cpu, g = self.flow.cpu, self.flow.g
+        return [when(cpu.in_mask == 1, put(cpu.in_mask, 0), add(g.stopping, -1))]
 
     def nmi(self, text: str, do: list[Effect], to: str) -> list[Op]:
         """An NMI at this point of the AP's program, in designs that send one."""
@@ -314,8 +312,6 @@ class _Family:
 
     def aps(self) -> None:
         v, ap = self.v, self.ap
-        if v.nmi:
-            self.flow.per_cpu(in_mask=0)
         if v.hand_over == "crash":
             self.crash_nmi()
         elif v.hand_over == "halt":
@@ -338,23 +334,29 @@ class _Family:
 
     # -- the boot CPU ------------------------------------------------------------------------
 
-    def negotiate(self) -> None:
+    def firmware(self) -> None:
+        """The firmware tells the host where its jump table page is."""
+        g_set = self.ask_table(lib.GHCB_AP_JUMP_TABLE_SET, self.m.jump_table_gpa)
+        text = "firmware: VMGEXIT: AP jump table, set"
+        self.boot.at("firmware", op(text, do=g_set, cost=costs.VMGEXIT))
+
+    def ask_table(self, operation: int, gpa: int = 0) -> list[Effect]:
+        code = lib.GHCB_NAE_AP_JUMP_TABLE
+        return ask_nae(self.flow.boot, self.m.ghcb_gpa, code, operation, gpa)
+
+    def negotiate(self, label: str, kernel: str) -> None:
         """Protocol version: one VMGEXIT, min(2, what the host has)."""
-        flow, boot = self.flow, self.boot
-        flow.globals(version=0)
+        flow, boot, g = self.flow, self.boot, self.flow.g
         top = flow.boot.msr & 0xFFFF << lib.GHCB_MSR_SEV_INFO_RESP_MAX_SHIFT
         boot.at(
-            "negotiate",
+            label,
             op(
-                "VMGEXIT: SEV information",
+                f"{kernel}VMGEXIT: SEV information",
                 do=[
                     *ask_msr(flow.boot, lib.GHCB_MSR_SEV_INFO_REQ),
-                    put(flow.g.version, top),
-                    shift_right(flow.g.version, lib.GHCB_MSR_SEV_INFO_RESP_MAX_SHIFT),
-                    when(
-                        flow.g.version >= lib.GHCB_VERSION_MAX,
-                        put(flow.g.version, lib.GHCB_VERSION_MAX),
-                    ),
+                    put(g.version, top),
+                    shift_right(g.version, lib.GHCB_MSR_SEV_INFO_RESP_MAX_SHIFT),
+                    when(g.version >= lib.GHCB_VERSION_MAX, put(g.version, lib.GHCB_VERSION_MAX)),
                 ],
                 cost=costs.VMGEXIT,
             ),
@@ -364,9 +366,7 @@ class _Family:
         """Park code into the jump table page, if host and address allow it."""
         flow, boot, g = self.flow, self.boot, self.flow.g
         flow.globals(park_code=0, table=0)
-        ask = ask_nae(
-            flow.boot, self.m.ghcb_gpa, lib.GHCB_NAE_AP_JUMP_TABLE, lib.GHCB_AP_JUMP_TABLE_GET
-        )
+        ask = self.ask_table(lib.GHCB_AP_JUMP_TABLE_GET)
         boot.at(
             "jump table",
             op("protocol version below 2: no park code", when=[g.version < 2], to="load"),
@@ -419,12 +419,11 @@ class _Family:
         """machine_shutdown: REBOOT_VECTOR to all others, wait for the mask; NMI after a second."""
         boot, g, other = self.boot, self.flow.g, self.flow.other
         n_others = self.m.n_cpus - 1
-        mark = [put(other.in_mask, 1)] if self.v.nmi else []
         boot.at(
             "kexec",
             op(
                 "kexec -e: REBOOT_VECTOR to all other CPUs",
-                do=[put(g.stopping, n_others), each(put(other.ipi, 1), *mark)],
+                do=[put(g.stopping, n_others), each(put(other.ipi, 1), put(other.in_mask, 1))],
                 cost=costs.IPI,
             ),
         )
@@ -521,10 +520,15 @@ class _Family:
                 cost=costs.BOOT_TO_SMP,
             ),
         )
-        where = "the mailbox" if self.v.hand_over == "mailbox" else "the jump table page"
-        text = f"the new kernel writes its start vector into {where}"
-        if self.v.guest == lib.GHCB_GUEST_PLAIN:
-            text = "the new kernel chooses its STARTUP vector"
+        text = "the new kernel chooses its STARTUP vector"
+        if self.v.guest != lib.GHCB_GUEST_PLAIN:
+            self.negotiate("negotiate again", "new kernel: ")
+            text = "the new kernel writes its start vector into the mailbox"
+            if self.v.hand_over != "mailbox":
+                text = "the new kernel writes its start vector into the jump table page"
+                ask = self.ask_table(lib.GHCB_AP_JUMP_TABLE_GET)
+                get = "new kernel: VMGEXIT: AP jump table, get"
+                boot.at("jump table again", op(get, do=ask, cost=costs.VMGEXIT))
         boot.at("vector", op(text, do=[put(g.start_vector, self.m.reset_vector)]))
 
     def bring_up(self) -> None:
@@ -623,7 +627,8 @@ class _Family:
         v, boot = self.v, self.boot
         self.aps()
         if v.guest != lib.GHCB_GUEST_PLAIN:
-            self.negotiate()
+            self.firmware()
+            self.negotiate("negotiate", "")
         if v.hand_over == "page" or v.supported == "with-park-code":
             self.install()
         if v.hand_over == "crash":
