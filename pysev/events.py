@@ -76,7 +76,10 @@ def describe(event: np.void) -> str:
     head = f"{int(event['time_ns']) / 1e9:12.9f} s  CPU {int(event['cpu'])}"
     if int(event["msr"]) & lib.GHCB_MSR_INFO_MASK:
         request, answer = explain_msr(int(event["msr"])), explain_msr(int(event["msr_after"]))
-        return f"{head}\n    {request.as_text()}\n    {answer.as_text()}"
+        text = f"{head}\n    {request.as_text()}\n    {answer.as_text()}"
+        if int(event["msr_after"]) == lib.GHCB_MSR_AP_RESET_HOLD_RESP:
+            text += "\n    - held: this is what stands in the MSR until STARTUP puts 1 into the data"
+        return text
     code = int(event["sw_exit_code"])
     known = _EVENTS.get(code)
     what = known.what if known else "unknown event"
