@@ -78,7 +78,7 @@ def describe(event: np.void) -> str:
         request, answer = explain_msr(int(event["msr"])), explain_msr(int(event["msr_after"]))
         text = f"{head}\n    {request.as_text()}\n    {answer.as_text()}"
         if int(event["msr_after"]) == lib.GHCB_MSR_AP_RESET_HOLD_RESP:
-            text += "\n    - held: this is what stands in the MSR until STARTUP puts 1 into the data"
+            text += "\n    - held: STARTUP will put 1 into the data"
         return text
     code = int(event["sw_exit_code"])
     known = _EVENTS.get(code)

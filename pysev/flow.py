@@ -41,9 +41,10 @@ from ghcbcore._cffi import lib
 from ghcbcore.host import VCPU_DTYPE, VM_DTYPE, Profile
 from ghcbcore.machine import ALT_DTYPE, INSN_DTYPE, ROLE_DTYPE, Program
 
+from .layout import Part
+
 if TYPE_CHECKING:
     from .states import States
-    from .words import Memory
 
 __all__ = [
     "Agent",
@@ -52,6 +53,7 @@ __all__ = [
     "Field",
     "Flow",
     "Hazard",
+    "Memory",
     "Op",
     "Property",
     "Test",
@@ -250,6 +252,19 @@ class Hazard:
 
     intact: Test
     instead: tuple[Op, ...]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A piece of memory with one word: 0 while it is still its kernel's, 1 once it is taken.
+
+    ``part`` is what it is in the machine's layout.
+    """
+
+    title: str
+    taken: Field
+    number: int
+    part: Part
 
 
 @dataclass(frozen=True)

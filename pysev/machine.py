@@ -1,14 +1,15 @@
 """Machines that scenarios run on: how many CPUs, and where everything lies.
 
 The memory map decides: kernel, initrd, crash reservation, jump table and GHCBs are placed by
-``pysev.memmap`` and the flows take their addresses from there.
+``pysev.layout`` and the flows take their addresses from there.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .memmap import Layout, MemoryMap, Part, place
+from .layout import Layout, Part, place
+from .memmap import MemoryMap
 
 __all__ = ["DEFAULT_MEMORY_BYTES", "Machine"]
 

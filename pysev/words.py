@@ -8,13 +8,12 @@ or translated through it, after that is a *foreign fetch*.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 
 from ghcbcore._cffi import lib
 
 from . import costs
-from .flow import Agent, Effect, Field, Flow, Hazard, Op, Words, call, op, put, when
-from .memmap import Part
+from .flow import Agent, Effect, Field, Flow, Hazard, Memory, Op, Words, call, op, put, when
+from .layout import Part
 
 __all__ = [
     "Fate",
@@ -37,16 +36,6 @@ class Fate(enum.IntEnum):
     ALIVE = 0
     TRIPLE_FAULT = 1
     EXECUTES_FOREIGN_DATA = 2
-
-
-@dataclass(frozen=True)
-class Memory:
-    """A piece of memory with one word: 0 while it is still its kernel's, 1 once it is taken."""
-
-    title: str
-    taken: Field
-    number: int
-    part: Part
 
 
 def declare_fates(flow: Flow) -> None:

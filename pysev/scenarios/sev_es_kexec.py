@@ -30,8 +30,8 @@ from ghcbcore.host import Profile
 
 from .. import costs
 from ..flow import Effect, Flow, Op, add, call, each, jump, op, put, shift_right, when
+from ..layout import Part
 from ..machine import Machine
-from ..memmap import Part
 from ..states import States
 from ..words import (
     Fate,

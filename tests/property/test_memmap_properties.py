@@ -7,6 +7,11 @@ import numpy as np
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from pysev.layout import (
+    Part,
+    kexec_segments,
+    place,
+)
 from pysev.memmap import (
     BadMap,
     BadSize,
@@ -14,12 +19,9 @@ from pysev.memmap import (
     MemoryMap,
     NoRoom,
     OutOfRange,
-    Part,
     Unaligned,
     format_size,
-    kexec_segments,
     parse_size,
-    place,
 )
 
 MIB = 1 << 20

@@ -11,8 +11,17 @@ import numpy as np
 import pytest
 
 from ghcbcore.errors import OutOfRange, SevError, Unaligned
-from pysev.memmap import (
+from pysev.layout import (
     MAX_CPUS,
+    Owner,
+    Part,
+    crash_bytes,
+    jump_table_gpa,
+    kexec_segments,
+    place,
+    swiotlb_bytes,
+)
+from pysev.memmap import (
     MAX_LINE_CHARS,
     MAX_RANGES,
     BadMap,
@@ -20,16 +29,9 @@ from pysev.memmap import (
     E820Type,
     MemoryMap,
     NoRoom,
-    Owner,
-    Part,
-    crash_bytes,
     format_size,
-    jump_table_gpa,
-    kexec_segments,
     kind_name,
     parse_size,
-    place,
-    swiotlb_bytes,
 )
 
 TESTS = Path(__file__).parent.parent
