@@ -32,7 +32,7 @@ cdef enum:
     CHUNK_BITS = 18           # states in a chunk of keys
     CHUNK = 1 << 18
     CHUNK_MASK = CHUNK - 1
-    MAX_CHUNKS = 1 << 14      # 4 G states: a parent is a uint32
+    MAX_CHUNKS = (1 << 14) - 1  # just below 4 G states: a parent is a uint32
     MAX_OTHERS = 63
     MAX_WORDS = 17            # of a key: 4 + 63 * 2 bytes
     BATCH = 1024              # keys that are hashed and prefetched before they are looked up
