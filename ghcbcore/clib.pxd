@@ -39,6 +39,8 @@ cdef extern from "ghcbcore/host.h" nogil:
         GHCB_GUEST_PLAIN
         GHCB_GUEST_SEV_ES
         GHCB_GUEST_SNP
+        GHCB_KVM_SCRATCH_MAX
+        GHCB_KVM_INT_MAX
         GHCB_CALL_VMGEXIT
         GHCB_CALL_INIT
         GHCB_CALL_SIPI
@@ -167,6 +169,9 @@ cdef extern from "ghcbcore/page.h" nogil:
         GHCB_VALID_SW_EXIT_INFO_2
         GHCB_VALID_SW_SCRATCH
         GHCB_VALID_XCR0
+        GHCB_PAGE_SHIFT
+        GHCB_OFF_SHARED_BUFFER
+        GHCB_SHARED_BUFFER_SIZE
         GHCB_USAGE_STANDARD
     const uint64_t GHCB_KVM_REPLY_VALID_LO
     const uint64_t GHCB_KVM_REPLY_VALID_HI
@@ -215,6 +220,7 @@ cdef extern from "ghcbcore/nae.h" nogil:
         GHCB_REPLY_OK
         GHCB_REPLY_MALFORMED
         GHCB_MALFORMED_USAGE
+        GHCB_MALFORMED_SCRATCH
         GHCB_MALFORMED_MISSING_INPUT
         GHCB_MALFORMED_INVALID_INPUT
         GHCB_MALFORMED_INVALID_EVENT
@@ -222,6 +228,8 @@ cdef extern from "ghcbcore/nae.h" nogil:
         GHCB_AP_JUMP_TABLE_GET
         GHCB_IOIO_IN_SHIFT
         GHCB_IOIO_STRING_SHIFT
+        GHCB_IOIO_SIZE_SHIFT
+        GHCB_CPUID_LEAF_XSTATE
 
 cdef extern from "ghcbcore/msr.h" nogil:
     enum:

@@ -16,6 +16,7 @@ Source: GHCB protocol as KVM answers it (Linux ``arch/x86/kvm/svm/sev.c``): orde
 the answers to malformed requests; SIPI rules of ``sev_vcpu_deliver_sipi_vector``.
 """
 
+from operator import index as _index
 from threading import Lock as _Lock
 
 import numpy as _np
@@ -46,11 +47,18 @@ CPUID_DTYPE = _np.asarray(<ghcb_cpuid_entry_t[:1]> &_entry).dtype
 cdef const ghcb_cpuid_entry_t *find_cpuid(
     const ghcb_profile_t *profile, uint32_t function, uint32_t index
 ) noexcept nogil:
+    """Return the entry that answers, or NULL. A function listed once, with index 0, ignores ECX."""
     cdef uint64_t i
+    cdef uint64_t listed = 0
+    cdef const ghcb_cpuid_entry_t *first = NULL
     for i in range(profile.n_cpuid):
-        if profile.cpuid[i].function == function and profile.cpuid[i].index == index:
-            return profile.cpuid + i
-    return NULL
+        if profile.cpuid[i].function == function:
+            if profile.cpuid[i].index == index:
+                return profile.cpuid + i
+            first = profile.cpuid + i
+            listed += 1
+    # a guest walks sub-leaves until one is empty: there must be an end to them
+    return first if listed == 1 and first.index == 0 else NULL
 
 
 cdef void hold(ghcb_vcpu_t *vcpu, uint64_t how) noexcept nogil:
@@ -60,9 +68,24 @@ cdef void hold(ghcb_vcpu_t *vcpu, uint64_t how) noexcept nogil:
     vcpu.mp_state = clib.GHCB_MP_AP_RESET_HOLD
 
 
+cdef void ran(ghcb_vcpu_t *vcpu) noexcept nogil:
+    # it executed an instruction, so what it was held by is over, whoever woke it: KVM forgets the
+    # kind of hold when it enters the guest, and a later SIPI answers nothing
+    vcpu.reset_hold = clib.GHCB_HOLD_NONE
+
+
 cdef void end(ghcb_vm_t *vm, uint64_t event, uint64_t data) noexcept nogil:
     vm.event = event
     vm.event_data = data
+
+
+cdef uint64_t sev_info(const ghcb_profile_t *profile) noexcept nogil:
+    return (
+        profile.max_version << clib.GHCB_MSR_SEV_INFO_RESP_MAX_SHIFT
+        | profile.min_version << clib.GHCB_MSR_SEV_INFO_RESP_MIN_SHIFT
+        | profile.c_bit << clib.GHCB_MSR_SEV_INFO_RESP_C_BIT_SHIFT
+        | <uint64_t> clib.GHCB_MSR_SEV_INFO_RESP
+    )
 
 
 cdef void answer_msr(const ghcb_profile_t *profile, ghcb_vm_t *vm, ghcb_vcpu_t *vcpu) noexcept nogil:
@@ -71,13 +94,9 @@ cdef void answer_msr(const ghcb_profile_t *profile, ghcb_vm_t *vm, ghcb_vcpu_t *
     cdef uint64_t register
     cdef uint32_t value = 0
     cdef const ghcb_cpuid_entry_t *entry
+    ran(vcpu)
     if code == clib.GHCB_MSR_SEV_INFO_REQ:
-        vcpu.msr = (
-            profile.max_version << clib.GHCB_MSR_SEV_INFO_RESP_MAX_SHIFT
-            | profile.min_version << clib.GHCB_MSR_SEV_INFO_RESP_MIN_SHIFT
-            | profile.c_bit << clib.GHCB_MSR_SEV_INFO_RESP_C_BIT_SHIFT
-            | <uint64_t> clib.GHCB_MSR_SEV_INFO_RESP
-        )
+        vcpu.msr = sev_info(profile)
     elif code == clib.GHCB_MSR_CPUID_REQ:
         entry = find_cpuid(profile, <uint32_t> (request >> clib.GHCB_MSR_CPUID_REQ_FN_SHIFT), 0)
         register = request >> clib.GHCB_MSR_CPUID_REQ_REG_SHIFT & 3  # two bits: one of four
@@ -103,7 +122,7 @@ cdef void answer_msr(const ghcb_profile_t *profile, ghcb_vm_t *vm, ghcb_vcpu_t *
         )
     ):
         end(vm, clib.GHCB_EVENT_SEV_TERM, request)
-    # any other: the MSR keeps the request and the guest resumes
+    # any other, and 0 ("GHCB gpa is not set"): the MSR keeps the request and the guest resumes
 
 
 cdef bint is_valid(const nae_t *event, int bit) noexcept nogil:
@@ -139,7 +158,7 @@ cdef uint64_t missing_or_unknown(const ghcb_profile_t *profile, const nae_t *eve
         complete = rcx
     elif code == clib.GHCB_NAE_CPUID:
         complete = rax and rcx
-        if complete and event.rax == 0xd:
+        if complete and event.rax == clib.GHCB_CPUID_LEAF_XSTATE:  # all 64 bits
             complete = is_valid(event, clib.GHCB_VALID_XCR0)
     elif code == clib.GHCB_NAE_IOIO:
         if event.info1 >> clib.GHCB_IOIO_STRING_SHIFT & 1:
@@ -180,6 +199,27 @@ cdef uint64_t missing_or_unknown(const ghcb_profile_t *profile, const nae_t *eve
     return 0 if complete else clib.GHCB_MALFORMED_MISSING_INPUT
 
 
+cdef uint64_t bad_scratch(const nae_t *event, uint64_t gpa, uint64_t n_bytes) noexcept nogil:
+    """Return 0, or the reason for which KVM does not take the scratch area as ``n_bytes`` of data."""
+    cdef uint64_t first = event.scratch
+    cdef uint64_t end = first + n_bytes
+    cdef uint64_t buffer = gpa + clib.GHCB_OFF_SHARED_BUFFER
+    cdef bint good
+    if first == 0 or end < first:
+        good = False
+    elif first >> clib.GHCB_PAGE_SHIFT == gpa >> clib.GHCB_PAGE_SHIFT:
+        good = first >= buffer and end <= buffer + clib.GHCB_SHARED_BUFFER_SIZE
+    else:
+        # elsewhere in guest memory: KVM copies it. This is the rule of protocol version 1; the
+        # newest KVM refuses it from version 2 on.
+        good = n_bytes <= clib.GHCB_KVM_SCRATCH_MAX
+    return 0 if good else clib.GHCB_MALFORMED_SCRATCH
+
+
+cdef bint is_string_io(uint64_t code, uint64_t info1) noexcept nogil:
+    return code == clib.GHCB_NAE_IOIO and info1 >> clib.GHCB_IOIO_STRING_SHIFT & 1
+
+
 cdef void answer_nae(
     const ghcb_profile_t *profile, ghcb_vm_t *vm, ghcb_vcpu_t *vcpu, nae_t *event
 ) noexcept nogil:
@@ -189,16 +229,23 @@ cdef void answer_nae(
     cdef uint64_t info2 = event.info2
     cdef const ghcb_cpuid_entry_t *entry
     cdef uint64_t reason = missing_or_unknown(profile, event)
+    cdef uint64_t n_bytes
+    ran(vcpu)
     event.info1 = clib.GHCB_REPLY_OK
     event.info2 = 0
+    if not reason and is_string_io(code, info1):
+        n_bytes = (info1 >> clib.GHCB_IOIO_SIZE_SHIFT & 7) * info2  # three bits: bytes
+        if info2 > clib.GHCB_KVM_INT_MAX or n_bytes > clib.GHCB_KVM_INT_MAX:
+            end(vm, clib.GHCB_EVENT_EINVAL, code)
+            return
+        reason = bad_scratch(event, vcpu.msr, n_bytes)
+    elif not reason and (code == clib.GHCB_NAE_MMIO_READ or code == clib.GHCB_NAE_MMIO_WRITE):
+        reason = bad_scratch(event, vcpu.msr, info2)
     if reason:
         event.info1 = clib.GHCB_REPLY_MALFORMED
         event.info2 = reason
     elif code == clib.GHCB_NAE_CPUID:
         entry = find_cpuid(profile, <uint32_t> event.rax, <uint32_t> event.rcx)
-        if entry == NULL:
-            # a function without sub-leaves is listed once, with index 0
-            entry = find_cpuid(profile, <uint32_t> event.rax, 0)
         event.rax = entry.eax if entry != NULL else 0
         event.rbx = entry.ebx if entry != NULL else 0
         event.rcx = entry.ecx if entry != NULL else 0
@@ -239,11 +286,9 @@ cdef void answer_nae(
 cdef void vmgexit(const ghcb_profile_t *profile, ghcb_vm_t *vm, ghcb_vcpu_t *vcpu) noexcept nogil:
     """VMGEXIT of a flow: its pages have no bytes, the three fields of the event stand in the vCPU."""
     cdef nae_t event
-    if vcpu.msr & clib.GHCB_MSR_INFO_MASK:
+    if vcpu.msr == 0 or vcpu.msr & clib.GHCB_MSR_INFO_MASK:
         answer_msr(profile, vm, vcpu)
         return
-    if vcpu.msr == 0:
-        return  # KVM: "GHCB gpa is not set", guest resumes without an answer
     event = nae_t(
         vcpu.sw_exit_code, vcpu.sw_exit_info_1, vcpu.sw_exit_info_2, 0, 0, 0, 0, 0, 0, 0, 0, 0
     )
@@ -263,11 +308,15 @@ cdef void wake(ghcb_vcpu_t *vcpu) noexcept nogil:
 
 cdef void take_init(ghcb_vcpu_t *vcpu) noexcept nogil:
     # a reset by INIT does not touch the kind of hold: only running again does
+    if not vcpu.init_pending:
+        return
     vcpu.init_pending = 0
     vcpu.mp_state = clib.GHCB_MP_INIT_RECEIVED
 
 
 cdef void take_sipi(const ghcb_profile_t *profile, ghcb_vcpu_t *vcpu) noexcept nogil:
+    if not vcpu.sipi_pending:
+        return
     vcpu.sipi_pending = 0
     if vcpu.mp_state != clib.GHCB_MP_INIT_RECEIVED:
         return  # accepted only after INIT
@@ -279,6 +328,7 @@ cdef void take_sipi(const ghcb_profile_t *profile, ghcb_vcpu_t *vcpu) noexcept n
     else:
         vcpu.entry = clib.GHCB_ENTRY_RESUME
         if vcpu.reset_hold == clib.GHCB_HOLD_NAE:
+            vcpu.sw_exit_info_1 = clib.GHCB_REPLY_OK
             vcpu.sw_exit_info_2 = 1
         elif vcpu.reset_hold == clib.GHCB_HOLD_MSR:
             vcpu.msr = (
@@ -302,6 +352,7 @@ cdef void host_call(
         if vcpu.mp_state == clib.GHCB_MP_HALTED or vcpu.mp_state == clib.GHCB_MP_AP_RESET_HOLD:
             wake(vcpu)  # a hold that no SIPI ended: the answer's data stays 0
     elif function == clib.GHCB_CALL_HLT:
+        ran(vcpu)
         if not vcpu.nmi_pending:
             vcpu.mp_state = clib.GHCB_MP_HALTED
     elif function == clib.GHCB_CALL_SHUTDOWN:
@@ -333,6 +384,7 @@ cdef void answer_page(
     page.valid_bitmap[0] = 0
     page.valid_bitmap[1] = 0
     if page.ghcb_usage != clib.GHCB_USAGE_STANDARD:
+        ran(vcpu)
         e.info1 = clib.GHCB_REPLY_MALFORMED
         e.info2 = clib.GHCB_MALFORMED_USAGE
     else:
@@ -348,6 +400,11 @@ cdef void answer_page(
     vcpu.sw_exit_code = e.code
     vcpu.sw_exit_info_1 = e.info1
     vcpu.sw_exit_info_2 = e.info2
+
+
+cdef uint64_t u64(number) except? 0:
+    # by itself Cython would take 2.7 for 2
+    return _index(number)
 
 
 @cython.final
@@ -366,7 +423,8 @@ cdef class Profile:
     hv_features : int
         Bitmap of 52 bits; KVM has SNP and AP creation (3).
     cpuid : sequence of (function, index, eax, ebx, ecx, edx)
-        What CPUID answers; everything else is answered with zeros.
+        What CPUID answers; everything else is answered with zeros. A function that is listed
+        once, with index 0, has no sub-leaves: it is answered whatever the index is.
 
     Raises
     ------
@@ -377,23 +435,25 @@ cdef class Profile:
     def __init__(
         self,
         *,
-        uint64_t guest=clib.GHCB_GUEST_SEV_ES,
-        uint64_t min_version=1,
-        uint64_t max_version=2,
-        uint64_t c_bit=51,
-        uint64_t hv_features=3,
+        guest=clib.GHCB_GUEST_SEV_ES,
+        min_version=1,
+        max_version=2,
+        c_bit=51,
+        hv_features=3,
         cpuid=(),
     ):
+        guest, min_version, max_version = _index(guest), _index(min_version), _index(max_version)
+        c_bit, hv_features = _index(c_bit), _index(hv_features)
         if guest == clib.GHCB_GUEST_SNP:
             raise _errors.OutOfRange("guest: SNP guests are not served by this host yet")
         if guest != clib.GHCB_GUEST_PLAIN and guest != clib.GHCB_GUEST_SEV_ES:
             raise _errors.OutOfRange(f"guest {guest}: no such kind")
         if not 1 <= min_version <= max_version < 1 << 16:
             raise _errors.OutOfRange(f"versions {min_version}..{max_version}: not a range in 1..65535")
-        if c_bit > 63:
-            raise _errors.OutOfRange(f"c_bit {c_bit}: above 63")
-        if hv_features >> 52:
-            raise _errors.OutOfRange(f"hv_features {hv_features:#x}: more than 52 bits")
+        if not 0 <= c_bit <= 63:
+            raise _errors.OutOfRange(f"c_bit {c_bit}: not in 0..63")
+        if not 0 <= hv_features < 1 << 52:
+            raise _errors.OutOfRange(f"hv_features {hv_features:#x}: not of 52 bits")
         self.cpuid = _np.array([tuple(entry) for entry in cpuid], dtype=CPUID_DTYPE)
         self.cpuid.flags.writeable = False
         cdef const ghcb_cpuid_entry_t[::1] table = self.cpuid
@@ -419,7 +479,9 @@ cdef class Host:
     ----------
     vm : array of VM_DTYPE, shape (1,)
     vcpus : array of VCPU_DTYPE, shape (n_vcpus,)
-        The state itself, not a copy; write to it to put a vCPU where a test needs it.
+        The state itself, not a copy; write to it to put a vCPU where a test needs it. At first
+        vCPU 0 is runnable, the others wait for INIT, and the GHCB MSR of an SEV-ES guest holds
+        the SEV information.
     """
 
     cdef readonly Profile profile
@@ -442,6 +504,9 @@ cdef class Host:
         self._c_vm = &vm[0]
         self._c_vcpus = &vcpus[0]
         self._n = n_vcpus
+        self.vcpus["mp_state"][1:] = clib.GHCB_MP_UNINITIALIZED
+        if profile.c.guest != clib.GHCB_GUEST_PLAIN:
+            self.vcpus["msr"] = sev_info(&profile.c)
 
     cdef ghcb_vcpu_t *_vcpu(self, Py_ssize_t cpu) except NULL:
         if not 0 <= cpu < self._n:
@@ -450,18 +515,18 @@ cdef class Host:
             raise _errors.StateConflict(f"vCPU {cpu}: the VM has ended with event {self._c_vm.event}")
         return self._c_vcpus + cpu
 
-    def msr(self, Py_ssize_t cpu, uint64_t value):
+    def msr(self, Py_ssize_t cpu, value):
         """VMGEXIT with ``value`` in the GHCB MSR; return the MSR after it.
 
         A value whose low 12 bits are zero names a page: use ``page``. 0 stays 0, as in KVM.
         """
+        cdef uint64_t request = u64(value)
         cdef ghcb_vcpu_t *vcpu = self._vcpu(cpu)
-        if value and not value & clib.GHCB_MSR_INFO_MASK:
-            raise _errors.OutOfRange(f"msr {value:#x}: the address of a GHCB page; hand the page over")
+        if request and not request & clib.GHCB_MSR_INFO_MASK:
+            raise _errors.OutOfRange(f"msr {request:#x}: the address of a GHCB page; hand the page over")
         with self._lock:
-            vcpu.msr = value
-            if value:
-                answer_msr(&self.profile.c, self._c_vm, vcpu)
+            vcpu.msr = request
+            answer_msr(&self.profile.c, self._c_vm, vcpu)
             return vcpu.msr
 
     def msr_batch(self, const uint32_t[::1] cpus not None, const uint64_t[::1] values not None, out=None):
@@ -500,14 +565,13 @@ cdef class Host:
                     break
                 vcpu = self._c_vcpus + cpus[i]
                 vcpu.msr = values[i]
-                if vcpu.msr:
-                    answer_msr(&self.profile.c, self._c_vm, vcpu)
+                answer_msr(&self.profile.c, self._c_vm, vcpu)
                 answers[i] = vcpu.msr
         if status != clib.GHCB_OK:
             _errors.raise_status(status, f"[{i}]: cpu {cpus[i]}, msr {values[i]:#x}")
         return out
 
-    def page(self, Py_ssize_t cpu, uint8_t[::1] page not None, uint64_t gpa):
+    def page(self, Py_ssize_t cpu, uint8_t[::1] page not None, gpa):
         """VMGEXIT with a GHCB page, which is answered in place.
 
         Parameters
@@ -515,20 +579,27 @@ cdef class Host:
         page : uint8 array, shape (4096,), writable
         gpa : int
             Where the guest has it; page aligned and not 0.
+
+        Notes
+        -----
+        The page is not kept. A STARTUP that ends a hold asked for by page answers in
+        ``vcpus["sw_exit_info_2"]``; whoever has the page copies it there.
         """
+        cdef uint64_t address = u64(gpa)
         cdef ghcb_vcpu_t *vcpu = self._vcpu(cpu)
         if page.shape[0] != sizeof(ghcb_page_t):
             raise _errors.OutOfRange(f"page of {page.shape[0]} bytes; a GHCB has {sizeof(ghcb_page_t)}")
-        if gpa == 0 or gpa & clib.GHCB_MSR_INFO_MASK:
-            raise _errors.Unaligned(f"gpa {gpa:#x}: not the address of a page")
+        if address == 0 or address & clib.GHCB_MSR_INFO_MASK:
+            raise _errors.Unaligned(f"gpa {address:#x}: not the address of a page")
         with self._lock:
-            vcpu.msr = gpa
+            vcpu.msr = address
             answer_page(&self.profile.c, self._c_vm, vcpu, <ghcb_page_t *> &page[0])
 
-    def call(self, Py_ssize_t cpu, uint64_t function):
+    def call(self, Py_ssize_t cpu, function):
         """Apply one of ``GHCB_CALL_*`` to a vCPU: what its APIC or its processor does."""
+        cdef uint64_t number = u64(function)
         cdef ghcb_vcpu_t *vcpu = self._vcpu(cpu)
-        if function >= clib.GHCB_CALL_END:
-            raise _errors.OutOfRange(f"function {function}: there are {clib.GHCB_CALL_END}")
+        if number >= clib.GHCB_CALL_END:
+            raise _errors.OutOfRange(f"function {number}: there are {clib.GHCB_CALL_END}")
         with self._lock:
-            host_call(function, &self.profile.c, self._c_vm, vcpu)
+            host_call(number, &self.profile.c, self._c_vm, vcpu)

@@ -46,6 +46,10 @@
 #define GHCB_GUEST_SEV_ES 1
 #define GHCB_GUEST_SNP 2
 
+/* Limits of KVM's own: what it copies from outside the GHCB, and the C int that it counts with */
+#define GHCB_KVM_SCRATCH_MAX 0x10000
+#define GHCB_KVM_INT_MAX 0x7fffffff
+
 /* What a machine may ask of the host; the number in a CALL of a program */
 #define GHCB_CALL_VMGEXIT 0 /* request in msr, or in the page fields if msr holds a GPA */
 #define GHCB_CALL_INIT 1    /* the vCPU takes a pending INIT */
