@@ -1,0 +1,526 @@
+"""``Host`` and the oracle through the same history: same state, same pages, byte by byte."""
+
+import re
+from copy import deepcopy
+
+import host_oracle as oracle
+import numpy as np
+import pytest
+from host_oracle import CODE, CPL, INFO1, INFO2, RAX, RBX, RCX, RDX, SCRATCH, USAGE, XCR0
+from hypothesis import given, note, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from ghcbcore import errors
+from ghcbcore._cffi import lib
+from ghcbcore.host import VCPU_DTYPE, VM_DTYPE, Host, Profile
+
+# the oracle's words and the core's codes
+WORDS = {
+    "event": {
+        "none": lib.GHCB_EVENT_NONE,
+        "sev_term": lib.GHCB_EVENT_SEV_TERM,
+        "shutdown": lib.GHCB_EVENT_SHUTDOWN,
+        "einval": lib.GHCB_EVENT_EINVAL,
+        "io": lib.GHCB_EVENT_IO,
+        "mmio": lib.GHCB_EVENT_MMIO,
+        "internal": lib.GHCB_EVENT_INTERNAL,
+        "unmodelled": lib.GHCB_EVENT_UNMODELLED,
+    },
+    "reset_hold": {
+        "none": lib.GHCB_HOLD_NONE,
+        "nae": lib.GHCB_HOLD_NAE,
+        "msr": lib.GHCB_HOLD_MSR,
+    },
+    "entry": {
+        "resume": lib.GHCB_ENTRY_RESUME,
+        "launch": lib.GHCB_ENTRY_LAUNCH,
+        "vector": lib.GHCB_ENTRY_VECTOR,
+    },
+}
+CALLS = {
+    "vmgexit": lib.GHCB_CALL_VMGEXIT,
+    "init": lib.GHCB_CALL_INIT,
+    "sipi": lib.GHCB_CALL_SIPI,
+    "nmi": lib.GHCB_CALL_NMI,
+    "hlt": lib.GHCB_CALL_HLT,
+    "shutdown": lib.GHCB_CALL_SHUTDOWN,
+    "send_init": lib.GHCB_CALL_SEND_INIT,
+    "send_sipi": lib.GHCB_CALL_SEND_SIPI,
+}
+MP_STATES = {
+    lib.GHCB_MP_RUNNABLE: oracle.RUNNABLE,
+    lib.GHCB_MP_UNINITIALIZED: oracle.UNINITIALIZED,
+    lib.GHCB_MP_INIT_RECEIVED: oracle.INIT_RECEIVED,
+    lib.GHCB_MP_HALTED: oracle.HALTED,
+    lib.GHCB_MP_AP_RESET_HOLD: oracle.AP_RESET_HOLD,
+}
+# what the interface may raise for a caller's mistake; a crash or anything else is a failure
+MISTAKE = (errors.SevError, OverflowError, ValueError, TypeError, BufferError)
+
+U64 = st.integers(0, 2**64 - 1)
+EDGES = st.sampled_from([0, 1, 2, 3, 0xD, 2**31, 2**32 - 1, 2**32, 2**32 + 0xD, 2**63, 2**64 - 1])
+WORD = EDGES | U64
+GPAS = st.sampled_from([0x1000, 0x7000, 0x4E1_4000, 2**51, 2**64 - 0x1000]) | st.integers(
+    1, 2**52 - 1
+).map(lambda gfn: gfn << 12)
+LEAVES = st.sampled_from([0, 1, 0xD, 0x8000_001F, 0x4000_0000])
+REGISTERS = (RAX, RBX, RCX, RDX)
+EVENTS = [*oracle.INPUTS, *oracle.SNP_ONLY]
+ANSWERED_CODES = [0x002, 0x004, 0x006, 0x010, 0x012, 0x014, 0x080, 0x100]
+KEPT_CODES = [0x001, 0x003, 0x005, 0x007, 0x016, 0x018, 0xF03]
+UNKNOWN_EVENTS = [0, 0x78, 0x400, 0x403, 0x8000_0014, 0x8000_001A, 0xF000_0000, 2**32 + 0x72]
+
+
+def number(record, name):
+    """A field of an oracle record as the core's number."""
+    value = record[name]
+    return WORDS[name][value] if name in WORDS else value
+
+
+def as_records(dtype, records):
+    return [tuple(number(record, name) for name in dtype.names) for record in records]
+
+
+@st.composite
+def profiles(draw):
+    """Arguments of ``Profile`` (without guest), which are the oracle's too."""
+    answers = st.tuples(*[st.integers(0, 2**32 - 1)] * 4)
+    cpuid = draw(
+        st.dictionaries(
+            st.tuples(LEAVES | st.integers(0, 2**32 - 1), st.integers(0, 2)), answers, max_size=4
+        )
+    )
+    versions = sorted(draw(st.tuples(*[st.sampled_from([1, 2, 3, 0xFFFF])] * 2)))
+    return {
+        "min_version": versions[0],
+        "max_version": versions[1],
+        "c_bit": draw(st.sampled_from([51, 47, 0, 63])),
+        "hv_features": draw(st.sampled_from([3, 0, 2**52 - 1, 0x155])),
+        "cpuid": [(*leaf, *answer) for leaf, answer in cpuid.items()],
+    }
+
+
+@st.composite
+def msr_values(draw):
+    code = draw(
+        st.sampled_from(ANSWERED_CODES) | st.sampled_from(KEPT_CODES) | st.integers(1, 4095)
+    )
+    if code == 0x004:
+        low = draw(st.integers(0, 2**20 - 1) | st.sampled_from([0, 1 << 18, 2 << 18, 3 << 18]))
+        return draw(LEAVES) << 32 | low << 12 | code
+    return draw(st.sampled_from([0, 1, 2**52 - 1]) | st.integers(0, 2**52 - 1)) << 12 | code
+
+
+MSR_VALUES = msr_values() | msr_values() | U64.filter(lambda v: v & 0xFFF) | st.just(0)
+
+
+@st.composite
+def io_info(draw):
+    size = draw(st.sampled_from([1, 1, 2, 4]) | st.integers(0, 7))
+    flags = draw(st.sampled_from([0, 1, 4, 5, 0xC, 0xD]))
+    address = draw(st.sampled_from([1, 2, 4]))
+    return draw(st.integers(0, 0xFFFF)) << 16 | address << 7 | size << 4 | flags
+
+
+@st.composite
+def scratches(draw, gpa):
+    at_edge = st.sampled_from([0, 0x7FF, 0x800, 0x801, 0xFEF, 0xFF0, 0xFF1, 0xFFF])
+    return draw(
+        st.just(gpa + 0x800)
+        | at_edge.map(lambda offset: gpa + offset)
+        | st.sampled_from([0, 1, 0x9_9000, 2**64 - 1, 2**64 - 8])
+        | U64
+    )
+
+
+@st.composite
+def pages(draw, gpa):
+    """A GHCB page: of random bytes, or a request that is nearly right on a random page."""
+    seed = draw(st.integers(0, 2**32 - 1), label="seed of the bytes")
+    content = bytearray(4096)
+    if seed % 3:
+        content = bytearray(np.random.default_rng(seed).bytes(4096))
+    page = oracle.Page(content)
+    if draw(st.integers(0, 9), label="untouched if 0") == 0:
+        return content
+    content[USAGE:] = draw(st.sampled_from([0, 0, 0, 0, 0, 0, 0, 1, 2**32 - 1])).to_bytes(
+        4, "little"
+    )
+    if draw(st.integers(0, 7), label="three fields only if 0") == 0:
+        for offset in (CODE, INFO1, INFO2):
+            page.mark_valid(offset)
+        return content
+    code = draw(st.sampled_from(EVENTS) | st.sampled_from(EVENTS + UNKNOWN_EVENTS) | U64)
+    content[oracle.VALID_BITMAP : oracle.VALID_BITMAP + 16] = bytes(16)
+    info1, info2 = draw(EDGES), draw(WORD)
+    if code == 0x7B:
+        info1 = draw(io_info())
+        info2 = draw(st.sampled_from([0, 1, 508, 2032, 2033, 65536, 65537, 2**31 - 1, 2**31]))
+    elif code in (0x8000_0001, 0x8000_0002):
+        info1 = draw(U64)
+        info2 = draw(st.sampled_from([0, 1, 4, 8, 9, 2032, 65536, 65537, 2**31, 2**64 - 1]))
+    fields = {CODE: code, INFO1: info1, INFO2: info2, SCRATCH: draw(scratches(gpa))}
+    fields |= {offset: draw(WORD | LEAVES) for offset in REGISTERS}
+    fields |= {XCR0: draw(WORD)}
+    if code == 0x72 and draw(st.booleans(), label="a leaf that is likely to be listed"):
+        fields[RAX] = draw(LEAVES) | draw(st.sampled_from([0, 0, 2**32]))
+        fields[RCX] = draw(st.integers(0, 3)) | draw(st.sampled_from([0, 0, 2**32]))
+    for offset, value in fields.items():
+        page.store(offset, value)
+    content[CPL] = draw(st.sampled_from([0, 3, 255]))
+    marked = {CODE, INFO1, INFO2, *oracle.INPUTS.get(code, [])}
+    others = [RAX, RBX, RCX, RDX, SCRATCH, XCR0, CPL]
+    marked |= set(draw(st.sampled_from([others, []]) | st.lists(st.sampled_from(others))))
+    if draw(st.integers(0, 3), label="a mark is missing if 0") == 0:
+        marked.discard(draw(st.sampled_from(sorted(marked))))
+    for offset in marked:
+        page.mark_valid(offset)
+    if draw(st.booleans(), label="marks that mean nothing to a host"):
+        content[oracle.VALID_BITMAP + 15] |= 0xC0
+        content[oracle.VALID_BITMAP] |= draw(st.integers(0, 255))
+    return content
+
+
+def differences(ours, theirs):
+    """Offsets at which two pages differ, with both bytes: what a failing example shows."""
+    return [(hex(at), a, b) for at, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b][
+        :16
+    ]
+
+
+class HostAgainstOracle(RuleBasedStateMachine):
+    @initialize(
+        profile=profiles(), sev_es=st.sampled_from([True, True, True, False]), n=st.integers(1, 3)
+    )
+    def boot(self, profile, sev_es, n):
+        guest = lib.GHCB_GUEST_SEV_ES if sev_es else lib.GHCB_GUEST_PLAIN
+        self.sev_es = sev_es
+        self.host = Host(Profile(guest=guest, **profile), n)
+        self.oracle = oracle.HostOracle(sev_es=sev_es, n=n, **profile)
+        self.n = n
+
+    def both(self, ours, theirs):
+        """Do the same on both sides; either both answer or both refuse."""
+        try:
+            wanted = theirs()
+        except oracle.Ended:
+            with pytest.raises(errors.StateConflict, match="ended"):
+                ours()
+            return
+        assert ours() == wanted
+
+    @rule(data=st.data(), value=MSR_VALUES)
+    @precondition(lambda self: self.sev_es)
+    def msr(self, data, value):
+        cpu = data.draw(st.integers(0, self.n - 1), label="cpu")
+        self.both(lambda: self.host.msr(cpu, value), lambda: self.oracle.msr(cpu, value))
+
+    @rule(data=st.data(), gpa=GPAS)
+    @precondition(lambda self: self.sev_es)
+    def page(self, data, gpa):
+        cpu = data.draw(st.integers(0, self.n - 1), label="cpu")
+        wanted = data.draw(pages(gpa), label="page")
+        got = np.frombuffer(wanted, np.uint8).copy()
+        self.both(lambda: self.host.page(cpu, got, gpa), lambda: self.oracle.page(cpu, wanted, gpa))
+        assert not differences(got.tolist(), wanted)
+
+    @rule(data=st.data(), msr=MSR_VALUES | GPAS, code=st.sampled_from(EVENTS + UNKNOWN_EVENTS))
+    @precondition(lambda self: self.sev_es)
+    def vmgexit_from_the_record(self, data, msr, code):
+        cpu = data.draw(st.integers(0, self.n - 1), label="cpu")
+        fields = {
+            "msr": msr,
+            "sw_exit_code": code,
+            "sw_exit_info_1": data.draw(EDGES | io_info(), label="info 1"),
+            "sw_exit_info_2": data.draw(WORD, label="info 2"),
+        }
+        self.write(cpu, fields)
+        self.call_both(cpu, "vmgexit")
+
+    @rule(data=st.data(), what=st.sampled_from(["init", "sipi", "nmi", "hlt"]))
+    def happens(self, data, what):
+        self.call_both(data.draw(st.integers(0, self.n - 1), label="cpu"), what)
+
+    @rule(data=st.data(), vector=st.integers(0, 255))
+    def a_startup_is_sent(self, data, vector):
+        cpu = data.draw(st.integers(0, self.n - 1), label="cpu")
+        self.write(cpu, {"sipi_vector": vector})
+        self.call_both(cpu, "send_sipi")
+
+    @rule(data=st.data())
+    def an_init_is_sent(self, data):
+        self.call_both(data.draw(st.integers(0, self.n - 1), label="cpu"), "send_init")
+
+    @rule(data=st.data())
+    def an_ap_is_started(self, data):
+        cpu = data.draw(st.integers(0, self.n - 1), label="cpu")
+        for what in ("send_init", "init", "send_sipi", "sipi", "send_sipi", "sipi"):
+            self.call_both(cpu, what)
+            self.compare()
+
+    @rule(data=st.data(), by_page=st.booleans())
+    @precondition(lambda self: self.sev_es)
+    def an_ap_is_parked(self, data, by_page):
+        cpu = data.draw(st.integers(0, self.n - 1), label="cpu")
+        gpa = 0x7000
+        msr = gpa if by_page else 0x006
+        self.write(
+            cpu,
+            {"msr": msr, "sw_exit_code": 0x8000_0004, "sw_exit_info_1": 0, "sw_exit_info_2": 0},
+        )
+        self.call_both(cpu, "vmgexit")
+
+    @rule(data=st.data())
+    def a_vcpu_shuts_down(self, data):
+        self.call_both(data.draw(st.integers(0, self.n - 1), label="cpu"), "shutdown")
+
+    @rule()
+    def user_space_lets_the_vm_go_on(self):
+        self.oracle.vm |= {"event": "none", "event_data": 0}
+        self.host.vm["event"] = self.host.vm["event_data"] = 0
+
+    @rule(data=st.data(), state=st.sampled_from(sorted(MP_STATES)))
+    def user_space_sets_the_mp_state(self, data, state):
+        cpu = data.draw(st.integers(0, self.n - 1), label="cpu")
+        self.host.vcpus[cpu]["mp_state"] = state
+        self.oracle.vcpus[cpu]["mp_state"] = MP_STATES[state]
+
+    def write(self, cpu, fields):
+        self.oracle.vcpus[cpu] |= fields
+        for name, value in fields.items():
+            self.host.vcpus[cpu][name] = value
+
+    def call_both(self, cpu, what):
+        self.both(lambda: self.host.call(cpu, CALLS[what]), lambda: getattr(self.oracle, what)(cpu))
+
+    @invariant()
+    def compare(self):
+        if not hasattr(self, "host"):
+            return
+        assert self.host.vm.tolist() == as_records(VM_DTYPE, [self.oracle.vm])
+        for cpu, wanted in enumerate(as_records(VCPU_DTYPE, self.oracle.vcpus)):
+            got = self.host.vcpus[cpu].tolist()
+            assert dict(zip(VCPU_DTYPE.names, got, strict=True)) == dict(
+                zip(VCPU_DTYPE.names, wanted, strict=True)
+            ), f"vCPU {cpu}"
+
+
+TestHostAgainstOracle = HostAgainstOracle.TestCase
+TestHostAgainstOracle.settings = settings(stateful_step_count=40)
+
+
+@given(st.data(), GPAS, profiles())
+def test_any_page_is_answered_byte_by_byte_as_the_oracle_answers(data, gpa, profile):
+    host, model = Host(Profile(**profile), 1), oracle.HostOracle(**profile)
+    wanted = data.draw(pages(gpa), label="page")
+    got = np.frombuffer(wanted, np.uint8).copy()
+    host.page(0, got, gpa)
+    model.page(0, wanted, gpa)
+    assert not differences(got.tolist(), wanted)
+    assert host.vcpus.tolist() == as_records(VCPU_DTYPE, model.vcpus)
+    assert host.vm.tolist() == as_records(VM_DTYPE, [model.vm])
+
+
+@pytest.mark.parametrize("code", [*EVENTS, *UNKNOWN_EVENTS], ids=hex)
+def test_each_event_needs_the_marks_that_the_oracle_says(code):
+    """All 2**7 sets of marked inputs, for a read and a write, with RAX on and off leaf 0xD."""
+    inputs = [RAX, RBX, RCX, RDX, SCRATCH, XCR0, CPL]
+    gpa = 0x7000
+    for info1, rax in ((0, 0xD), (1, 0xD), (0, 0), (4, 2**32 + 0xD), (5, 1)):
+        for chosen in range(2 ** len(inputs)):
+            page = oracle.Page(bytearray(4096))
+            fields = {CODE: code, INFO1: info1, INFO2: 1, RAX: rax, SCRATCH: gpa + 0x800}
+            for offset, value in fields.items():
+                page.store(offset, value)
+            for offset in (CODE, INFO1, INFO2):
+                page.mark_valid(offset)
+            for index, offset in enumerate(inputs):
+                if chosen >> index & 1:
+                    page.mark_valid(offset)
+            host, model = Host(Profile(), 1), oracle.HostOracle()
+            got = np.frombuffer(page.content, np.uint8).copy()
+            host.page(0, got, gpa)
+            model.page(0, page.content, gpa)
+            where = (hex(info1), hex(rax), bin(chosen))
+            assert got.tobytes() == bytes(page.content), where
+            assert host.vm.tolist() == as_records(VM_DTYPE, [model.vm]), where
+
+
+@st.composite
+def batches(draw, n_vcpus):
+    """Requests for ``msr_batch``; sometimes one of them cannot be."""
+    cpus = st.integers(0, n_vcpus - 1)
+    harmless = MSR_VALUES.filter(lambda value: value & 0xFFF not in (0x010, 0x012, 0x014, 0x100))
+    requests = draw(st.lists(st.tuples(cpus, harmless), max_size=20))
+    kind = draw(st.sampled_from(["good", "good", "cpu", "page", "end"]))
+    if kind != "good":
+        wrong = {
+            "cpu": st.tuples(st.sampled_from([n_vcpus, n_vcpus + 64, 2**32 - 1]), harmless),
+            "page": st.tuples(cpus, GPAS),
+            "end": st.tuples(cpus, st.sampled_from([0x100, 0x2_0100, 0x1_2010, 0x5_0012])),
+        }[kind]
+        requests.insert(draw(st.integers(0, len(requests))), draw(wrong))
+    return requests
+
+
+@given(profiles())
+def test_cpuid_answers_each_leaf_and_sub_leaf_as_the_oracle_does(profile):
+    """The neighbourhood of all that is listed, by page and by MSR."""
+    host, model = Host(Profile(**profile), 1), oracle.HostOracle(**profile)
+    functions = {0, 1, *(function ^ bit for function, *_ in profile["cpuid"] for bit in (0, 1))}
+    for function in sorted(functions):
+        for index in (0, 1, 2, 3, 2**32 - 1):
+            page = oracle.Page(bytearray(4096))
+            for offset, value in ((CODE, 0x72), (RAX, function), (RCX, index)):
+                page.store(offset, value)
+            for offset in (CODE, INFO1, INFO2, RAX, RCX, XCR0):
+                page.mark_valid(offset)
+            got = np.frombuffer(page.content, np.uint8).copy()
+            host.page(0, got, 0x7000)
+            model.page(0, page.content, 0x7000)
+            assert not differences(got.tolist(), page.content), (hex(function), index)
+        for register in range(4):
+            value = function << 32 | register << 30 | 0x004
+            assert host.msr(0, value) == model.msr(0, value), hex(value)
+
+
+@given(batches(3), profiles())
+def test_batch_equals_a_loop_and_its_refusal_names_the_index_and_keeps_the_prefix(
+    requests, profile
+):
+    one_by_one, at_once = Host(Profile(**profile), 3), Host(Profile(**profile), 3)
+    answers, refusal = [], None
+    for cpu, value in requests:
+        try:
+            answers.append(one_by_one.msr(cpu, value))
+        except errors.SevError as error:
+            refusal = error
+            break
+    cpus = np.array([cpu for cpu, _ in requests], np.uint32)
+    values = np.array([value for _, value in requests], np.uint64)
+    out = np.full(len(requests), 0x5555_5555_5555_5555, np.uint64)
+    if refusal is None:
+        assert at_once.msr_batch(cpus, values, out) is out
+    else:
+        with pytest.raises(type(refusal), match=rf"\[{len(answers)}\]"):
+            at_once.msr_batch(cpus, values, out)
+    assert out[: len(answers)].tolist() == answers
+    assert at_once.vm.tolist() == one_by_one.vm.tolist()
+    assert at_once.vcpus.tolist() == one_by_one.vcpus.tolist()
+
+
+@given(batches(3), profiles())
+def test_batch_answers_as_the_oracle_does_up_to_its_refusal(requests, profile):
+    host, model = Host(Profile(**profile), 3), oracle.HostOracle(n=3, **profile)
+    answers = []
+    for cpu, value in requests:
+        try:
+            answers.append(model.msr(cpu, value))
+        except (oracle.Ended, oracle.NoPage, IndexError):
+            break
+    out = np.zeros(len(requests), np.uint64)
+    cpus = np.array([cpu for cpu, _ in requests], np.uint32)
+    values = np.array([value for _, value in requests], np.uint64)
+    if len(answers) == len(requests):
+        host.msr_batch(cpus, values, out)
+    else:
+        with pytest.raises(errors.SevError):
+            host.msr_batch(cpus, values, out)
+    assert out[: len(answers)].tolist() == answers
+    assert host.vcpus.tolist() == as_records(VCPU_DTYPE, model.vcpus)
+
+
+def test_batch_refuses_a_request_after_the_end_of_the_vm_by_its_index():
+    host = Host(Profile(), 2)
+    cpus, values = np.array([0, 1, 0], np.uint32), np.array([0x080, 0x100, 0x080], np.uint64)
+    with pytest.raises(errors.StateConflict, match=r"\[2\]"):
+        host.msr_batch(cpus, values)
+    assert host.vcpus["msr"].tolist() == [0x3081, 0x100]
+
+
+BAD_CPU = st.integers(2, 2**70) | st.integers(-(2**70), -1) | st.just(2**32) | st.just(2**64)
+BAD_U64 = st.integers(2**64, 2**70) | st.integers(-(2**70), -1)
+ODD = st.sampled_from([None, "0", 1.5, b"", [], object()])
+
+
+@given(st.data())
+def test_wrong_arguments_are_refused_and_change_nothing(data):
+    host = Host(Profile(), 2)
+    before = deepcopy((host.vm.tolist(), host.vcpus.tolist()))
+    page = np.zeros(4096, np.uint8)
+    frozen = np.zeros(4096, np.uint8)
+    frozen.flags.writeable = False
+    strided = np.zeros(8192, np.uint8)[::2]
+    sizes = st.integers(0, 8192).filter(lambda size: size != 4096)
+    u32, u64 = np.zeros(3, np.uint32), np.zeros(3, np.uint64)
+    wrong = data.draw(
+        st.sampled_from(
+            [
+                lambda: host.msr(data.draw(BAD_CPU), 0x002),
+                lambda: host.msr(data.draw(ODD), 0x002),
+                lambda: host.msr(0, data.draw(BAD_U64)),
+                lambda: host.msr(0, data.draw(ODD)),
+                lambda: host.msr(0, data.draw(GPAS)),
+                lambda: host.page(data.draw(BAD_CPU), page, 0x1000),
+                lambda: host.page(0, np.zeros(data.draw(sizes), np.uint8), 0x1000),
+                lambda: host.page(0, np.zeros((64, 64), np.uint8), 0x1000),
+                lambda: host.page(0, np.zeros(512, np.uint64), 0x1000),
+                lambda: host.page(0, np.zeros(4096, np.int8), 0x1000),
+                lambda: host.page(0, frozen, 0x1000),
+                lambda: host.page(0, bytes(4096), 0x1000),
+                lambda: host.page(0, strided, 0x1000),
+                lambda: host.page(0, data.draw(ODD), 0x1000),
+                lambda: host.page(0, page, 0),
+                lambda: host.page(0, page, data.draw(U64.filter(lambda gpa: gpa & 0xFFF))),
+                lambda: host.page(0, page, data.draw(BAD_U64)),
+                lambda: host.page(0, page, data.draw(ODD)),
+                lambda: host.call(data.draw(BAD_CPU), lib.GHCB_CALL_NMI),
+                lambda: host.call(0, data.draw(st.integers(lib.GHCB_CALL_END, 2**64 - 1))),
+                lambda: host.call(0, data.draw(BAD_U64)),
+                lambda: host.call(0, data.draw(ODD)),
+                lambda: host.msr_batch(u32, u64[:2]),
+                lambda: host.msr_batch(u32, u64, u64[:2].copy()),
+                lambda: host.msr_batch(u64, u64),
+                lambda: host.msr_batch(u32, u32),
+                lambda: host.msr_batch(u32, np.zeros(6, np.uint64)[::2]),
+                lambda: host.msr_batch(None, u64),
+                lambda: host.msr_batch(u32, None),
+                lambda: host.msr_batch(u32, u64, np.zeros(3, np.int64)),
+            ]
+        )
+    )
+    with pytest.raises(MISTAKE) as caught:
+        wrong()
+    note(repr(caught.value))
+    assert (host.vm.tolist(), host.vcpus.tolist()) == before
+    assert not page.any()
+
+
+@given(st.data())
+def test_a_profile_or_host_that_cannot_be_is_refused(data):
+    cpuid_value = st.integers(2**32, 2**70) | st.integers(-5, -1)
+    wrong = data.draw(
+        st.sampled_from(
+            [
+                lambda: Profile(guest=lib.GHCB_GUEST_SNP),
+                lambda: Profile(guest=data.draw(st.integers(2, 2**64))),
+                lambda: Profile(min_version=data.draw(st.just(0) | st.integers(2**16, 2**70))),
+                lambda: Profile(max_version=data.draw(st.just(0) | st.integers(2**16, 2**70))),
+                lambda: Profile(c_bit=data.draw(st.integers(64, 2**70))),
+                lambda: Profile(hv_features=data.draw(st.integers(2**52, 2**70))),
+                lambda: Profile(cpuid=[(data.draw(cpuid_value), 0, 0, 0, 0, 0)]),
+                lambda: Profile(cpuid=[(0, 0, 0, 0, 0, data.draw(cpuid_value))]),
+                lambda: Profile(cpuid=[(0, 0, 0)]),
+                lambda: Profile(cpuid=data.draw(st.sampled_from([None, 5, [5], "no"]))),
+                lambda: Profile(guest=data.draw(ODD)),
+                lambda: Host(Profile(), data.draw(st.integers(-(2**70), -1))),
+                lambda: Host(Profile(), data.draw(st.integers(2**62, 2**70))),
+                lambda: Host(Profile(), data.draw(ODD)),
+                lambda: Host(data.draw(ODD), 1),
+            ]
+        )
+    )
+    with pytest.raises((*MISTAKE, MemoryError)) as caught:
+        wrong()
+    note(re.sub(r"0x[0-9a-f]{9,}", "0x...", repr(caught.value)))
