@@ -189,6 +189,11 @@ class Host:
         """An NMI wakes a vCPU that sleeps, a held one included."""
         self.core.call(cpu, lib.GHCB_CALL_NMI)
 
+    def take_nmi(self, cpu: int) -> None:
+        """The guest takes its NMI; until then neither HLT nor a hold puts the vCPU to sleep."""
+        self.vcpu(cpu)
+        self.core.vcpus["nmi_pending"][cpu] = 0
+
     def halt(self, cpu: int) -> None:
         """The vCPU executed HLT."""
         self.core.call(cpu, lib.GHCB_CALL_HLT)

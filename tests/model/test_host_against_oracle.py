@@ -242,6 +242,12 @@ class HostAgainstOracle(RuleBasedStateMachine):
     def happens(self, data, what):
         self.call_both(data.draw(st.integers(0, self.n - 1), label="cpu"), what)
 
+    @rule(data=st.data())
+    def the_guest_takes_its_nmi(self, data):
+        cpu = data.draw(st.integers(0, self.n - 1), label="cpu")
+        self.host.vcpus["nmi_pending"][cpu] = 0
+        self.oracle.take_nmi(cpu)
+
     @rule(data=st.data(), vector=st.integers(0, 255))
     def a_startup_is_sent(self, data, vector):
         cpu = data.draw(st.integers(0, self.n - 1), label="cpu")

@@ -13,8 +13,8 @@ docstrings of ``Host`` and ``host.h`` promise, or what ``Host`` was seen to do f
 - A CPUID function that is listed once, with index 0, has no sub-leaves: the index is ignored.
 - A request that ends the VM leaves the same reply in the page as one that succeeds.
 - ``entry`` says how to enter and stays until whoever enters the guest has set it back.
-- An NMI stays pending, and does not keep a later HLT or hold from sleeping: nobody says when the
-  guest takes it.
+- An NMI stays pending until the guest's role takes it; as long as it does, neither HLT nor a hold
+  puts the vCPU to sleep (KVM does not block a vCPU that has an event).
 - A STARTUP that is dropped wakes nobody.
 - VMGEXIT and HLT are not refused in any mp_state. They do show that the vCPU ran, so a hold that
   was not released by then is forgotten.
@@ -202,6 +202,8 @@ class HostOracle:
         return listed.get(index, [0, 0, 0, 0])
 
     def hold(self, vcpu, how):
+        if vcpu["nmi_pending"]:
+            return
         vcpu["reset_hold"] = how
         vcpu["mp_state"] = AP_RESET_HOLD
 
@@ -367,8 +369,13 @@ class HostOracle:
             vcpu["mp_state"] = RUNNABLE
             vcpu["reset_hold"] = "none"  # it runs
 
+    def take_nmi(self, cpu):
+        self.vcpus[cpu]["nmi_pending"] = 0
+
     def hlt(self, cpu):
-        self.running(cpu)["mp_state"] = HALTED
+        vcpu = self.running(cpu)
+        if not vcpu["nmi_pending"]:
+            vcpu["mp_state"] = HALTED
 
     def shutdown(self, cpu):
         self.still(cpu)

@@ -484,6 +484,20 @@ def test_an_nmi_ends_the_hold_without_releasing(host):
     assert host.vcpus["msr"][1] == 0x007
 
 
+@pytest.mark.parametrize("asleep", ["hold", "hlt"])
+def test_a_pending_nmi_keeps_a_vcpu_from_sleeping_until_it_is_taken(host, asleep):
+    def sleep():
+        host.msr(1, 0x006) if asleep == "hold" else host.call(1, lib.GHCB_CALL_HLT)
+
+    host.call(1, lib.GHCB_CALL_NMI)
+    host.vcpus["mp_state"][1] = lib.GHCB_MP_RUNNABLE
+    sleep()
+    assert host.vcpus["mp_state"][1] == lib.GHCB_MP_RUNNABLE
+    host.vcpus["nmi_pending"][1] = 0
+    sleep()
+    assert host.vcpus["mp_state"][1] != lib.GHCB_MP_RUNNABLE
+
+
 def test_init_alone_neither_releases_nor_forgets_the_hold(host):
     host.msr(1, 0x006)
     host.call(1, lib.GHCB_CALL_SEND_INIT)
