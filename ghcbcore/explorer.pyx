@@ -302,7 +302,9 @@ cdef class Explorer:
         return g
 
     cdef int _check_widths(self) except -1:
-        if self.globals_.n > 1 << (8 * self.gb) or self.slices_.n > 1 << (8 * self.sb):
+        # a literal would be shifted as a C int, in which four bytes of id leave nothing
+        cdef Py_ssize_t one = 1
+        if self.globals_.n > one << (8 * self.gb) or self.slices_.n > one << (8 * self.sb):
             raise NarrowIds(f"{self.globals_.n} global parts, {self.slices_.n} slices")
         return 0
 
