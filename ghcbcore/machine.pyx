@@ -115,6 +115,7 @@ cdef class Program:
 
     def _check_block(self, i, first, count, has_own, has_other, is_guard, in_each):
         each = False
+        targets = {}  # where a test or SKIP goes on: the last instruction that does
         at = first
         while at < first + count:
             insn = self.insns[at]
@@ -124,6 +125,8 @@ cdef class Program:
                 raise _errors.OutOfRange(f"{where}: op {op}")
             if at + 1 + int(insn["skip"]) > first + count:
                 raise _errors.OutOfRange(f"{where}: skips {insn['skip']}, past the end")
+            if op <= clib.GHCB_OP_LAST_TEST or op == clib.GHCB_OP_SKIP:
+                targets[at + 1 + int(insn["skip"])] = at
             operands = [] if op in (clib.GHCB_OP_SKIP, clib.GHCB_OP_EACH) else [int(insn["a"])]
             if insn["b_is_word"]:
                 operands.append(int(insn["b"]))
@@ -145,6 +148,11 @@ cdef class Program:
                 if in_each:
                     raise _errors.OutOfRange(f"{where}: EACH inside an EACH")
                 self._check_block(i, at + 1, int(insn["skip"]), has_own, has_other, False, True)
+                for inside in range(at + 1, at + 1 + int(insn["skip"])):
+                    if inside in targets:
+                        raise _errors.OutOfRange(
+                            f"alts[{i}], instruction {targets[inside]}: skips into the EACH at {at}"
+                        )
                 at += int(insn["skip"])
                 each = True
             at += 1
