@@ -29,14 +29,23 @@ ALT_DTYPE = _np.asarray(<ghcb_alt_t[:1]> &_alt).dtype
 ROLE_DTYPE = _np.asarray(<ghcb_role_t[:1]> &_role).dtype
 
 
+def _frozen(name, array, dtype):
+    """Return a copy that nobody can write to: what was checked must stay what is executed."""
+    array = _np.asarray(array)
+    if array.ndim != 1:
+        raise _errors.OutOfRange(f"{name}: {array.ndim} dimensions instead of one")
+    return _np.frombuffer(array.astype(dtype).tobytes(), dtype=dtype)
+
+
 @cython.final
 cdef class Program:
     """Program(insns, alts, roles, n_global, n_slice, profile)\n--\n
     Parameters
     ----------
-    insns : array of INSN_DTYPE
-    alts : array of ALT_DTYPE, sorted by (role, pc)
-    roles : array of ROLE_DTYPE
+    insns : array of INSN_DTYPE, shape (n,)
+    alts : array of ALT_DTYPE, shape (n,), sorted by (role, pc)
+    roles : array of ROLE_DTYPE, shape (n,)
+        All three are copied.
     n_global, n_slice : int
         Words of the global part and of a slice.
     profile : ghcbcore.host.Profile
@@ -50,9 +59,9 @@ cdef class Program:
     """
 
     def __init__(self, insns, alts, roles, Py_ssize_t n_global, Py_ssize_t n_slice, Profile profile not None):
-        self.insns = _np.ascontiguousarray(insns, dtype=INSN_DTYPE)
-        self.alts = _np.ascontiguousarray(alts, dtype=ALT_DTYPE)
-        self.roles = _np.ascontiguousarray(roles, dtype=ROLE_DTYPE)
+        self.insns = _frozen("insns", insns, INSN_DTYPE)
+        self.alts = _frozen("alts", alts, ALT_DTYPE)
+        self.roles = _frozen("roles", roles, ROLE_DTYPE)
         self.n_global = n_global
         self.n_slice = n_slice
         self.n_roles = len(self.roles)
@@ -71,8 +80,6 @@ cdef class Program:
         self.alt = &alt[0]
         self.role = &role[0]
         self.first_alt = &first[0]
-        for array in (self.insns, self.alts, self.roles, self.positions):
-            array.flags.writeable = False
 
     def _check_roles(self):
         if not 1 <= self.n_roles <= 64:
@@ -111,7 +118,9 @@ cdef class Program:
         if order != sorted(order):
             raise _errors.OutOfRange("alternatives are not sorted by role and position")
         n_positions = int(roles["n_pcs"].sum())
-        self.positions = _np.searchsorted(order, _np.arange(n_positions + 1)).astype(_np.uint32)
+        self.positions = _frozen(
+            "positions", _np.searchsorted(order, _np.arange(n_positions + 1)), _np.uint32
+        )
 
     def _check_block(self, i, first, count, has_own, has_other, is_guard, in_each):
         each = False
