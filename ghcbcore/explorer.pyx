@@ -196,7 +196,7 @@ cdef class Explorer:
     cdef uint64_t *scratch
     cdef list _terminals
 
-    def __init__(
+    def __cinit__(
         self,
         Program program not None,
         uint64_t[::1] record not None,

@@ -58,7 +58,8 @@ cdef class Program:
         names the element. A program that was accepted cannot reach outside a record.
     """
 
-    def __init__(self, insns, alts, roles, Py_ssize_t n_global, Py_ssize_t n_slice, Profile profile not None):
+    # not __init__: an object that was not checked, or is checked twice, must not exist
+    def __cinit__(self, insns, alts, roles, Py_ssize_t n_global, Py_ssize_t n_slice, Profile profile not None):
         self.insns = _frozen("insns", insns, INSN_DTYPE)
         self.alts = _frozen("alts", alts, ALT_DTYPE)
         self.roles = _frozen("roles", roles, ROLE_DTYPE)

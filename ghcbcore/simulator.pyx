@@ -101,7 +101,7 @@ cdef class Simulator:
     cdef ghcb_trace_t trace
     cdef uint64_t capacity
 
-    def __init__(self, Program program not None, uint64_t[::1] record not None, uint64_t seed):
+    def __cinit__(self, Program program not None, uint64_t[::1] record not None, uint64_t seed):
         cdef Py_ssize_t r, i, a = 0
         self.program = program
         self.n_others = program.n_cpus(record)
