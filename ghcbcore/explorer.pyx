@@ -199,7 +199,7 @@ cdef class Explorer:
     def __cinit__(
         self,
         Program program not None,
-        uint64_t[::1] record not None,
+        const uint64_t[::1] record not None,
         *,
         bint symmetric=True,
         Py_ssize_t global_bytes=2,
@@ -320,7 +320,7 @@ cdef class Explorer:
             sort_ids(ids, self.n_others)
         return g
 
-    cdef int _add(self, uint64_t[::1] record) except -1:
+    cdef int _add(self, const uint64_t[::1] record) except -1:
         cdef uint16_t ids[MAX_OTHERS + 1]
         cdef uint32_t g = self._intern_record(&record[0], ids)
         self.pack(g, ids, self.batch)

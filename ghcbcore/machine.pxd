@@ -149,4 +149,4 @@ cdef class Program:
     cdef const ghcb_alt_t *alt
     cdef const ghcb_role_t *role
     cdef const uint32_t *first_alt  # of each position; one more entry closes the table
-    cdef Py_ssize_t _n_cpus(self, uint64_t[::1] record) except -1
+    cdef Py_ssize_t _n_cpus(self, const uint64_t[::1] record) except -1

@@ -168,7 +168,7 @@ cdef class Program:
             at += 1
         return each
 
-    cdef Py_ssize_t _n_cpus(self, uint64_t[::1] record) except -1:
+    cdef Py_ssize_t _n_cpus(self, const uint64_t[::1] record) except -1:
         cdef Py_ssize_t rest = record.shape[0] - self.n_global
         if rest < 0 or rest % self.n_slice:
             raise _errors.OutOfRange(
@@ -176,11 +176,11 @@ cdef class Program:
             )
         return rest // self.n_slice
 
-    def n_cpus(self, uint64_t[::1] record not None):
+    def n_cpus(self, const uint64_t[::1] record not None):
         """Return how many CPUs beside the boot CPU a record holds; OutOfRange if none fits."""
         return self._n_cpus(record)
 
-    def moves(self, uint64_t[::1] record not None):
+    def moves(self, const uint64_t[::1] record not None):
         """Return every possible step of a record.
 
         Returns
@@ -189,7 +189,7 @@ cdef class Program:
             Index into ``alts``, index of the agent's slice and of the bound one; -1 for none.
         """
         cdef Py_ssize_t n = self._n_cpus(record)
-        cdef uint64_t *g = &record[0]
+        cdef uint64_t *g = <uint64_t *> &record[0]  # tests only read
         cdef uint64_t *own
         cdef Py_ssize_t r, i, j
         cdef uint32_t a
