@@ -31,10 +31,10 @@ ROLE_DTYPE = _np.asarray(<ghcb_role_t[:1]> &_role).dtype
 
 def _frozen(name, array, dtype):
     """Return a copy that nobody can write to: what was checked must stay what is executed."""
-    array = _np.asarray(array)
+    array = _np.array(array, dtype=dtype)
     if array.ndim != 1:
         raise _errors.OutOfRange(f"{name}: {array.ndim} dimensions instead of one")
-    return _np.frombuffer(array.astype(dtype).tobytes(), dtype=dtype)
+    return _np.frombuffer(array.tobytes(), dtype=dtype)
 
 
 @cython.final
@@ -107,7 +107,8 @@ cdef class Program:
                 raise _errors.OutOfRange(f"alts[{i}]: binds {alt['binds']}")
             for first, count in (("guard", "n_guards"), ("effect", "n_effects")):
                 if int(alt[first]) + int(alt[count]) > len(self.insns):
-                    raise _errors.OutOfRange(f"alts[{i}]: instructions end at {alt[first] + alt[count]}")
+                    end = int(alt[first]) + int(alt[count])
+                    raise _errors.OutOfRange(f"alts[{i}]: instructions end at {end}")
             has_own = roles[alt["role"]]["block"] == clib.GHCB_BLOCK_OWN
             self._check_block(i, int(alt["guard"]), int(alt["n_guards"]), has_own, alt["binds"], True, False)
             each = self._check_block(
@@ -230,7 +231,7 @@ cdef class Program:
         cdef const ghcb_alt_t *a = self.alt + alt
         cdef const ghcb_role_t *role = self.role + a.role
         cdef bint per_cpu = role.block == clib.GHCB_BLOCK_OWN
-        if (per_cpu and not 0 <= own < n) or (a.binds and (not 0 <= other < n or other == own)):
+        if (per_cpu and not 0 <= own < n) or (a.binds and (not 0 <= other < n or (per_cpu and other == own))):
             raise _errors.OutOfRange(f"alt {alt}: own {own}, other {other}, {n} CPUs")
         cdef uint64_t *g = &record[0]
         cdef uint64_t *slices = g + self.n_global
