@@ -147,8 +147,8 @@ cdef class Explorer:
     record : uint64 array
         The first state.
     symmetric : bool
-        CPUs that are alike are alike: sort them. Exact for every program, since an alternative
-        cannot name a CPU by its number; switch it off to see what it saves.
+        CPUs that are alike are alike: sort them. Exact, since an alternative cannot name a CPU by
+        its number; switch it off to see what it saves. Ignored for a program that is ``ordered``.
     global_bytes, slice_bytes : int
         Width of the ids in a key: 2 or 4, and 1 or 2.
     max_bytes : int
@@ -212,7 +212,7 @@ cdef class Explorer:
             raise _errors.OutOfRange(f"{self.n_others + 1} CPUs: check takes at most {MAX_OTHERS + 1}")
         if global_bytes not in (2, 4) or slice_bytes not in (1, 2):
             raise _errors.OutOfRange(f"ids of {global_bytes} and {slice_bytes} bytes")
-        self.symmetric = symmetric
+        self.symmetric = symmetric and not program.ordered
         self.max_bytes = max_bytes
         self.gb, self.sb = global_bytes, slice_bytes
         self.words = (self.gb + self.n_others * self.sb + 7) // 8
@@ -695,7 +695,7 @@ cdef class PlainExplorer:
 
     def __init__(self, Program program not None, record, *, bint symmetric=False):
         self.program = program
-        self.symmetric = symmetric
+        self.symmetric = symmetric and not program.ordered
         self.terminals = []
         start = self._canonical(_np.array(record, dtype=_np.uint64))
         self.states = {start: None}

@@ -144,6 +144,7 @@ cdef class Program:
     cdef readonly Py_ssize_t n_global
     cdef readonly Py_ssize_t n_slice
     cdef readonly Py_ssize_t n_roles
+    cdef readonly bint ordered
     cdef readonly Profile profile
     cdef const ghcb_insn_t *code
     cdef const ghcb_alt_t *alt

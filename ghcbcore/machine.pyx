@@ -19,6 +19,8 @@ from ghcbcore.clib cimport ghcb_alt_t, ghcb_insn_t, ghcb_role_t
 from ghcbcore.host cimport Profile
 from libc.stdint cimport uint32_t, uint64_t
 
+_VM_CALLS = frozenset((clib.GHCB_CALL_VMGEXIT, clib.GHCB_CALL_SHUTDOWN))  # these write ghcb_vm_t
+
 __all__ = ["ALT_DTYPE", "INSN_DTYPE", "ROLE_DTYPE", "Program"]
 
 cdef ghcb_insn_t _insn
@@ -50,6 +52,12 @@ cdef class Program:
         Words of the global part and of a slice.
     profile : ghcbcore.host.Profile
         The host that CALL reaches.
+
+    Attributes
+    ----------
+    ordered : bool
+        What an EACH does may depend on the order in which it takes the CPUs (it numbers them, say):
+        then CPUs that are alike are not interchangeable. False only where it provably does not.
 
     Raises
     ------
@@ -159,6 +167,7 @@ cdef class Program:
                 if in_each:
                     raise _errors.OutOfRange(f"{where}: EACH inside an EACH")
                 self._check_block(i, at + 1, int(insn["skip"]), has_own, has_other, False, True)
+                self.ordered |= self._is_ordered(at + 1, int(insn["skip"]))
                 for inside in range(at + 1, at + 1 + int(insn["skip"])):
                     if inside in targets:
                         raise _errors.OutOfRange(
@@ -168,6 +177,47 @@ cdef class Program:
                 each = True
             at += 1
         return each
+
+    def _is_ordered(self, first, count):
+        """Answer whether the body of an EACH may do something else in another order of the CPUs.
+
+        It does not where each turn reads only its own CPU and words that no turn writes, and all
+        that turns do to a common word commutes: the same constant put, or numbers added.
+        """
+        reads, writes, common = set(), set(), {}
+        for at in range(first, first + count):
+            insn = self.insns[at]
+            op, a = int(insn["op"]), int(insn["a"])
+            if op == clib.GHCB_OP_SKIP:
+                continue
+            if insn["b_is_word"]:
+                reads.add(int(insn["b"]))
+            if op <= clib.GHCB_OP_LAST_TEST:
+                reads.add(a)
+            elif op == clib.GHCB_OP_CALL:
+                if a >> clib.GHCB_BLOCK_SHIFT != clib.GHCB_BLOCK_OTHER or insn["imm"] in _VM_CALLS:
+                    return True  # reaches words that all turns share
+                writes |= {a + i for i in range(clib.GHCB_VCPU_WORDS)}
+            elif a >> clib.GHCB_BLOCK_SHIFT == clib.GHCB_BLOCK_OTHER:
+                writes.add(a)
+            else:
+                is_constant = op == clib.GHCB_OP_SET and not insn["b_is_word"]
+                value = int(insn["imm"] & insn["mask"]) if is_constant else None
+                if op != clib.GHCB_OP_ADD and not is_constant:
+                    return True
+                if common.setdefault(a, (op, value)) != (op, value):
+                    return True
+        if any(a in reads for a in common):
+            return True
+        # the agent's own slice is one of those that the loop takes, under another name
+        own = {a & clib.GHCB_BLOCK_WORD for a in reads | set(common)
+               if a >> clib.GHCB_BLOCK_SHIFT == clib.GHCB_BLOCK_OWN}
+        written_own = {a & clib.GHCB_BLOCK_WORD for a in common
+                       if a >> clib.GHCB_BLOCK_SHIFT == clib.GHCB_BLOCK_OWN}
+        other = {a & clib.GHCB_BLOCK_WORD for a in reads
+                 if a >> clib.GHCB_BLOCK_SHIFT == clib.GHCB_BLOCK_OTHER}
+        written = {a & clib.GHCB_BLOCK_WORD for a in writes}
+        return bool(own & written or written_own & other)
 
     cdef Py_ssize_t _n_cpus(self, const uint64_t[::1] record) except -1:
         cdef Py_ssize_t rest = record.shape[0] - self.n_global
