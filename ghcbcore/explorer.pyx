@@ -132,6 +132,9 @@ cdef class Parts:
     cdef Py_ssize_t bytes(self) noexcept:
         return self.capacity * (self.width * 8 + 16)
 
+    cdef bint is_full_for(self, const uint64_t *part) noexcept:
+        return self.n == self.capacity and self.find(part) < 0
+
     def table(self):
         view = self._data[: self.n]
         view.flags.writeable = False
@@ -152,14 +155,16 @@ cdef class Explorer:
     global_bytes, slice_bytes : int
         Width of the ids in a key: 2 or 4, and 1 or 2.
     max_bytes : int
-        Bound on the memory of states, index and remembered transitions.
+        Bound on the memory of states, index, parts and remembered transitions: ``n_bytes`` never
+        passes it.
 
     Raises
     ------
     NarrowIds
         Ids of this width do not suffice; start again with wider ones.
     MemoryLimit
-        From ``expand``: the bound is reached. States and counts so far stay valid.
+        The bound is reached. From ``expand``: the states found so far stay valid, the last one
+        that was looked at may lack successors. From the constructor: not even one state fits.
     """
 
     cdef readonly Program program
@@ -241,6 +246,13 @@ cdef class Explorer:
         self.size_bytes += more
         return 0
 
+    cdef Py_ssize_t _intern(self, Parts parts, const uint64_t *part) except -1:
+        if parts.is_full_for(part):
+            # the old table lives until its parts are copied into one of twice the size
+            self._account(2 * parts.bytes())
+            self.size_bytes -= 2 * parts.bytes()
+        return parts.intern(part)
+
     cdef int _grow_index(self, Py_ssize_t size) except -1:
         self._account(4 * size)
         if self._index is not None:
@@ -310,10 +322,10 @@ cdef class Explorer:
 
     cdef uint32_t _intern_record(self, const uint64_t *record, uint16_t *ids) except? 0xffffffff:
         cdef Py_ssize_t i
-        cdef uint32_t g = <uint32_t> self.globals_.intern(record)
+        cdef uint32_t g = <uint32_t> self._intern(self.globals_, record)
         for i in range(self.n_others):
-            ids[i] = <uint16_t> self.slices_.intern(
-                record + self.program.n_global + i * self.program.n_slice
+            ids[i] = <uint16_t> self._intern(
+                self.slices_, record + self.program.n_global + i * self.program.n_slice
             )
         self._check_widths()
         if self.symmetric:
@@ -435,8 +447,8 @@ cdef class Explorer:
                     continue
                 apply(self.program.code, alt, &self.program.profile.c, sg, ss, ss, NULL, 0, 0, NULL)
                 self.n_executed += 1
-                g2 = self.globals_.intern(sg)
-                s2 = self.slices_.intern(ss) if s != NO_SLICE else 0
+                g2 = self._intern(self.globals_, sg)
+                s2 = self._intern(self.slices_, ss) if s != NO_SLICE else 0
                 found.append((a, g2, s2, PLAIN))
         self._check_widths()
         cdef uint32_t run = self._remember(found)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ghcbcore._cffi import lib
-from ghcbcore.errors import SevError
+from ghcbcore.errors import OutOfRange, SevError
 from ghcbcore.explorer import Explorer, MemoryLimit, NarrowIds
 
 from .flow import Compiled, Flow, Property, Words
@@ -223,7 +223,8 @@ def check(
     symmetric : bool
         Count states that differ only in which CPU is which as one.
     max_bytes : int
-        Bound on the memory for states; beyond it the result is not ``complete``.
+        Bound on the memory for states; beyond it the result is not ``complete``. A search takes
+        some MiB before its first state.
     seconds : float, optional
         Bound on the time, looked at between pieces of 65,536 states.
 
@@ -232,7 +233,7 @@ def check(
     PropertyError
         A property raised or returned something else than one bool a state.
     OutOfRange
-        ``n_cpus`` is not possible.
+        ``n_cpus`` is not possible, or ``max_bytes`` is too little for one state.
     """
     began = time.perf_counter()
     compiled = flow.compile(n_cpus)
@@ -280,15 +281,22 @@ def _search(
     limit: float | None,
 ) -> _Search:
     record = compiled.initial_record()
+    search: _Search | None = None
     for global_bytes, slice_bytes in WIDTHS:
-        explorer = Explorer(
-            compiled.program,
-            record,
-            symmetric=symmetric,
-            global_bytes=global_bytes,
-            slice_bytes=slice_bytes,
-            max_bytes=max_bytes,
-        )
+        try:
+            explorer = Explorer(
+                compiled.program,
+                record,
+                symmetric=symmetric,
+                global_bytes=global_bytes,
+                slice_bytes=slice_bytes,
+                max_bytes=max_bytes,
+            )
+        except MemoryLimit as error:
+            if search is None:
+                raise OutOfRange(f"max_bytes {max_bytes}: not even one state fits") from error
+            search.complete = False  # what the narrower ids found is right, but not all
+            return search
         search = _Search(compiled, explorer, properties)
         try:
             search.run(lambda: limit is not None and time.perf_counter() > limit)
