@@ -32,7 +32,7 @@ cdef enum:
     CHUNK_BITS = 18           # states in a chunk of keys
     CHUNK = 1 << 18
     CHUNK_MASK = CHUNK - 1
-    MAX_CHUNKS = (1 << 14) - 1  # just below 4 G states: a parent is a uint32
+    MAX_CHUNKS = (1 << 14) - 1  # below 4 G states: a parent and an entry of the index are uint32
     MAX_OTHERS = 63
     MAX_WORDS = 17            # of a key: 4 + 63 * 2 bytes
     BATCH = 1024              # keys that are hashed and prefetched before they are looked up
@@ -257,8 +257,15 @@ cdef class Explorer:
         self._account(4 * size)
         if self._index is not None:
             self.size_bytes -= self._index.nbytes
+        cdef Py_ssize_t old_size = 0 if self._index is None else len(self._index)
         self._index = None  # freed before the larger one is made: it is rebuilt from the keys
-        self._index = _np.zeros(size, dtype=_np.uint32)
+        try:
+            self._index = _np.zeros(size, dtype=_np.uint32)
+        except MemoryError:
+            if old_size:
+                self.size_bytes -= 4 * size
+                self._grow_index(old_size)
+            raise
         cdef uint32_t[::1] view = self._index
         self.index = &view[0]
         self.mask = <uint64_t> (size - 1)
@@ -377,8 +384,8 @@ cdef class Explorer:
     cdef int _grow_memo(self, Py_ssize_t size) except -1:
         self._account(12 * size)
         old_keys, old_entry = self._memo_keys, self._memo_entry
-        self._memo_keys = _np.zeros(size, dtype=_np.uint64)
-        self._memo_entry = _np.zeros(size, dtype=_np.uint32)
+        new_keys, new_entry = _np.zeros(size, dtype=_np.uint64), _np.zeros(size, dtype=_np.uint32)
+        self._memo_keys, self._memo_entry = new_keys, new_entry
         cdef uint64_t[::1] k = self._memo_keys
         cdef uint32_t[::1] e = self._memo_entry
         self.memo_keys = &k[0]
@@ -388,11 +395,13 @@ cdef class Explorer:
             return 0
         self.size_bytes -= 12 * <Py_ssize_t> len(old_keys)
         cdef uint64_t slot
-        for key, entry in zip(old_keys.tolist(), old_entry.tolist()):
-            if entry:
-                slot = self._memo_slot(key)
-                self.memo_keys[slot] = key
-                self.memo_entry[slot] = entry
+        cdef Py_ssize_t i
+        k, e = old_keys, old_entry
+        for i in range(e.shape[0]):
+            if e[i]:
+                slot = self._memo_slot(k[i])
+                self.memo_keys[slot] = k[i]
+                self.memo_entry[slot] = e[i]
         return 0
 
     cdef inline uint64_t _memo_slot(self, uint64_t key) noexcept nogil:
@@ -544,7 +553,7 @@ cdef class Explorer:
                 continue
             run = self.run(g, <uint32_t> ids[i] if i >= 0 else <uint32_t> NO_SLICE)
             for t in range(self.run_n[run]):
-                tr = self.tr + 4 * (self.run_first[run] + t)
+                tr = self.tr + 4 * (<Py_ssize_t> self.run_first[run] + t)
                 if tr[3] != PLAIN:
                     with gil:
                         self._slow(state, g, ids, i, self.program.alt + tr[0], tr[3])
@@ -637,11 +646,11 @@ cdef class Explorer:
         if record.shape[0] != self.program.n_global + self.n_others * self.program.n_slice:
             raise _errors.OutOfRange(f"record of {record.shape[0]} words")
         g = self.globals_.find(&record[0])
-        if g < 0:
+        if g < 0 or g >> (8 * self.gb):
             return -1
         for i in range(self.n_others):
             found = self.slices_.find(&record[0] + self.program.n_global + i * self.program.n_slice)
-            if found < 0:
+            if found < 0 or found >> (8 * self.sb):
                 return -1
             ids[i] = <uint16_t> found
         if self.symmetric:
