@@ -13,6 +13,8 @@ Nothing is lossy: two states are equal only if their keys are, and keys only if 
 against each other.
 """
 
+from threading import Lock as _Lock
+
 import numpy as _np
 
 from ghcbcore import errors as _errors
@@ -158,6 +160,9 @@ cdef class Explorer:
         Bound on the memory of states, index, parts and remembered transitions: ``n_bytes`` never
         passes it.
 
+    One thread at a time: while one is in ``expand``, the methods refuse the others. The attributes
+    can be read at any time.
+
     Raises
     ------
     NarrowIds
@@ -200,6 +205,7 @@ cdef class Explorer:
     cdef Py_ssize_t n_batch
     cdef uint64_t *scratch
     cdef list _terminals
+    cdef object _lock  # held by expand, which releases the GIL
 
     def __cinit__(
         self,
@@ -225,6 +231,7 @@ cdef class Explorer:
         self.slices_ = Parts(program.n_slice)
         self._chunks = []
         self._terminals = []
+        self._lock = _Lock()
         self._batch = _np.zeros((BATCH, self.words), dtype=_np.uint64)
         self._scratch = _np.zeros(program.n_global + (self.n_others + 1) * program.n_slice, dtype=_np.uint64)
         cdef uint64_t[:, ::1] batch = self._batch
@@ -575,7 +582,25 @@ cdef class Explorer:
         """Add the successors of the states ``first`` to ``end - 1``, except where ``skip`` is set.
 
         Releases the GIL except where a part is met for the first time.
+
+        Raises
+        ------
+        StateConflict
+            Another thread is in ``expand``, or this one is (in a signal handler).
         """
+        if not self._lock.acquire(False):
+            raise _errors.StateConflict("the explorer is in use")
+        try:
+            self._expand(first, end, skip)
+        finally:
+            self._lock.release()
+
+    cdef int _idle(self) except -1:
+        if self._lock.locked():
+            raise _errors.StateConflict("the explorer is in use")
+        return 0
+
+    cdef int _expand(self, uint64_t first, uint64_t end, const uint8_t[::1] skip) except -1:
         if end > self.n_states or first > end or (skip is not None and skip.shape[0] != end - first):
             raise _errors.OutOfRange(f"states {first} to {end} of {self.n_states}")
         cdef uint64_t state
@@ -589,6 +614,7 @@ cdef class Explorer:
             with nogil:
                 self._expand_one(state)
         self.flush()
+        return 0
 
     # -- what was found --------------------------------------------------------------------
 
@@ -609,10 +635,12 @@ cdef class Explorer:
 
     def tables(self):
         """Return the distinct global parts, shape (m, n_global), and slices, shape (k, n_slice)."""
+        self._idle()
         return self.globals_.table(), self.slices_.table()
 
     def part_ids(self, uint64_t first, uint64_t end):
         """Return the ids of states: global parts, shape (n,), and slices, shape (n, n_others)."""
+        self._idle()
         if end > self.n_states or first > end:
             raise _errors.OutOfRange(f"states {first} to {end} of {self.n_states}")
         g_out = _np.empty(end - first, dtype=_np.uint32)
@@ -628,6 +656,7 @@ cdef class Explorer:
 
     def path(self, uint64_t state):
         """Return the states from the first one to ``state``, each found from the one before."""
+        self._idle()
         if state >= self.n_states:
             raise _errors.OutOfRange(f"state {state} of {self.n_states}")
         out = [state]
@@ -643,6 +672,7 @@ cdef class Explorer:
         cdef uint64_t key[MAX_WORDS]
         cdef Py_ssize_t i, found
         cdef Py_ssize_t g
+        self._idle()
         if record.shape[0] != self.program.n_global + self.n_others * self.program.n_slice:
             raise _errors.OutOfRange(f"record of {record.shape[0]} words")
         g = self.globals_.find(&record[0])

@@ -12,6 +12,8 @@ Every choice (which alternative, how long a drawn delay) is a pure function of t
 many choices were made before, so a run repeats bit by bit.
 """
 
+from threading import Lock as _Lock
+
 import numpy as _np
 
 from ghcbcore import errors as _errors
@@ -66,6 +68,7 @@ cdef class Simulator:
     cdef uint64_t *executed_
     cdef Py_ssize_t n_agents, n_lists, slots, n_watches
     cdef object _keep  # arrays behind the pointers
+    cdef object _lock  # held by advance, which releases the GIL
     # agents
     cdef int32_t *agent_role
     cdef int32_t *agent_slice
@@ -113,6 +116,7 @@ cdef class Simulator:
         counts = [1 if role["block"] == clib.GHCB_BLOCK_GLOBAL else self.n_others for role in roles]
         self.n_agents = sum(counts)
         self._keep = []
+        self._lock = _Lock()
         self.agent_role = <int32_t *> self._array(self.n_agents, _np.int32)
         self.agent_slice = <int32_t *> self._array(self.n_agents, _np.int32)
         for r in range(len(counts)):
@@ -544,7 +548,20 @@ cdef class Simulator:
         """Take at most ``max_steps`` steps; return whether anything can still happen.
 
         Releases the GIL.
+
+        Raises
+        ------
+        StateConflict
+            Another thread is in ``advance``, or this one is (in a signal handler).
         """
+        if not self._lock.acquire(False):
+            raise _errors.StateConflict("the simulator is in use")
+        try:
+            return self._advance(max_steps)
+        finally:
+            self._lock.release()
+
+    cdef bint _advance(self, uint64_t max_steps) except? False:
         cdef uint64_t end = self.n_steps + max_steps
         cdef uint64_t turns = 0
         cdef int32_t agent
@@ -560,4 +577,6 @@ cdef class Simulator:
 
     def events(self):
         """Return what was asked of the host so far, in order: array of EVENT_DTYPE (a copy)."""
+        if self._lock.locked():
+            raise _errors.StateConflict("the simulator is in use")
         return self._events[: self.trace.n].copy()
