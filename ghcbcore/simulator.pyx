@@ -179,7 +179,8 @@ cdef class Simulator:
                     words.add(int(insn["a"]))
             writes += sorted(words)
             firsts.append(len(writes))
-            calls.append(n_calls * (self.n_others if alt["each"] else 1))
+            # of an EACH with no CPU to take, what stands around it is left
+            calls.append(n_calls * (max(1, self.n_others) if alt["each"] else 1))
         self.n_watches = max(per_position.values())
         cdef uint32_t[::1] view
         for name, values in (("first", firsts), ("writes", writes or [0]), ("calls", calls)):
@@ -516,6 +517,7 @@ cdef class Simulator:
         self.n_steps += 1
         self.executed_[a] += 1
         if alt.each:
+            self.compare(a, NONE, NONE)  # what exists once changes with no other CPU, too
             for k in range(self.n_others):
                 self.compare(a, k, k)
         else:
@@ -534,6 +536,8 @@ cdef class Simulator:
             at, cpu = index, NONE
             if block != clib.GHCB_BLOCK_GLOBAL:
                 cpu = own if block == clib.GHCB_BLOCK_OWN else other
+                if cpu == NONE:
+                    continue
                 at = self.program.n_global + cpu * self.program.n_slice + index
             if self.shadow[at] != self.g[at]:
                 self.shadow[at] = self.g[at]
