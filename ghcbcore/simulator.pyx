@@ -35,6 +35,12 @@ cdef enum:
     WAKE_NS = 64  # a sleeper notices within this time
 
 
+cdef inline bint reads_other(const ghcb_insn_t *insn) noexcept nogil:
+    return insn.a >> clib.GHCB_BLOCK_SHIFT == clib.GHCB_BLOCK_OTHER or (
+        insn.b_is_word and insn.b >> clib.GHCB_BLOCK_SHIFT == clib.GHCB_BLOCK_OTHER
+    )
+
+
 @cython.final
 cdef class Simulator:
     """Simulator(program, record, seed)\n--\n
@@ -84,7 +90,7 @@ cdef class Simulator:
     cdef int32_t *prev
     cdef int32_t *listed
     cdef uint32_t *watch_insn
-    cdef int32_t *watch_alt  # an alternative that binds a CPU; NONE: the one test counts
+    cdef int32_t *watch_alt  # an alternative that waits for a CPU to bind; NONE: one test counts
     cdef int32_t *n_armed_watches
     # what each alternative writes
     cdef uint32_t *write_first
@@ -356,23 +362,39 @@ cdef class Simulator:
         cdef Py_ssize_t agent
         cdef uint64_t *own
         cdef bint stopped
+        cdef Py_ssize_t of_any = self.program.n_global + self.n_others * self.program.n_slice
         while node != NONE:
             following = self.next[node]
             agent = node // self.n_watches
             own = self.own_of(agent)
             if self.watch_alt[node] == NONE:
                 stopped = not holds(self.program.code + self.watch_insn[node], self.g, own, own)
+            elif at < of_any:
+                stopped = False  # compared with a word of each CPU: the agent looks for one itself
             else:
-                stopped = cpu == self.agent_slice[agent] or not enabled(
-                    self.program.code, self.program.alt + self.watch_alt[node], self.g, own,
+                # Only the tests of the other CPU: were one of the rest to fail now, and no longer
+                # fail later, nobody would tell the agent
+                stopped = cpu == self.agent_slice[agent] or not self.fits(
+                    self.program.alt + self.watch_alt[node], own,
                     self.slices + cpu * self.program.n_slice,
                 )
             if not stopped:
-                # unlinks all watches of the agent; `following` may be one of them: start again
+                # all watches of the agent are unlinked; `following` must not be one of them
+                while following != NONE and following // self.n_watches == agent:
+                    following = self.next[following]
                 self.forget(agent)
                 self.schedule(agent, self.now_ns + 1 + self.draw(WAKE_NS))
-                following = self.head[at]
             node = following
+
+    cdef inline bint fits(self, const ghcb_alt_t *alt, uint64_t *own, uint64_t *other) noexcept nogil:
+        """Answer whether the tests of an alternative that read the other CPU hold."""
+        cdef const ghcb_insn_t *insn
+        cdef uint32_t i
+        for i in range(alt.guard, alt.guard + alt.n_guards):
+            insn = self.program.code + i
+            if reads_other(insn) and not holds(insn, self.g, own, other):
+                return False
+        return True
 
     cdef inline uint64_t *own_of(self, Py_ssize_t agent) noexcept nogil:
         if self.agent_slice[agent] == NONE:
@@ -429,23 +451,19 @@ cdef class Simulator:
         cdef const ghcb_alt_t *a = self.program.alt + alt
         cdef const ghcb_insn_t *insn
         cdef uint32_t i
-        cdef bint other
         for i in range(a.guard, a.guard + a.n_guards):
             insn = self.program.code + i
-            other = insn.a >> clib.GHCB_BLOCK_SHIFT == clib.GHCB_BLOCK_OTHER or (
-                insn.b_is_word and insn.b >> clib.GHCB_BLOCK_SHIFT == clib.GHCB_BLOCK_OTHER
-            )
-            if not other and not holds(insn, self.g, own, own):
+            if not reads_other(insn) and not holds(insn, self.g, own, own):
                 self.watch(agent, i, insn.a, NONE)
                 if insn.b_is_word:
                     self.watch(agent, i, insn.b, NONE)
                 return
         for i in range(a.guard, a.guard + a.n_guards):
             insn = self.program.code + i
-            if insn.a >> clib.GHCB_BLOCK_SHIFT == clib.GHCB_BLOCK_OTHER:
+            if reads_other(insn):
                 self.watch(agent, i, insn.a, alt)
-            if insn.b_is_word and insn.b >> clib.GHCB_BLOCK_SHIFT == clib.GHCB_BLOCK_OTHER:
-                self.watch(agent, i, insn.b, alt)
+                if insn.b_is_word:
+                    self.watch(agent, i, insn.b, alt)
 
     cdef int act(self, Py_ssize_t agent) except -1 nogil:
         """Let an agent whose time has come take one step, or put it to sleep."""
