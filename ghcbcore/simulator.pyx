@@ -3,8 +3,10 @@
 Theory of operation. Each agent has a time at which it is next able to act; a heap gives the
 earliest. It then chooses among its possible alternatives; if there is none it sleeps and leaves a
 *watch*: for each of its alternatives one test that fails now, in the list of the word that this
-test reads. An operation that changes the word looks at the list and wakes whom the test no longer
-stops. Nobody is polled. For each alternative that binds another CPU, the CPUs for which its tests
+test reads, and one for its own position, where another agent may put it (`jump`). An operation that
+changes the word looks at the list and wakes whom the test no longer stops. Nobody is polled. An
+alternative with a delay is looked at when the delay is over; that it was impossible for a moment in
+between is noticed only if the agent was woken then. For each alternative that binds another CPU, the CPUs for which its tests
 of constants hold are kept in a set, mended whenever a word that it tests changes, so that binding
 does not search.
 
@@ -32,6 +34,7 @@ EVENT_DTYPE = _np.asarray(<ghcb_event_t[:1]> &_event).dtype
 
 cdef enum:
     NONE = -1
+    MOVED = 0xffffffff  # in place of a test: the watch of an agent's own position
     WAKE_NS = 64  # a sleeper notices within this time
 
 
@@ -79,6 +82,7 @@ cdef class Simulator:
     cdef int32_t *agent_role
     cdef int32_t *agent_slice
     cdef uint64_t *armed  # [agent, slot]: when a delayed alternative may happen; 0: not running
+    cdef uint64_t *armed_at  # the position whose alternatives these are
     # heap of agents that have a time
     cdef uint64_t *when
     cdef int32_t *heap
@@ -135,6 +139,7 @@ cdef class Simulator:
         self.heap = <int32_t *> self._array(self.n_agents, _np.int32)
         self.place = <int32_t *> self._array(self.n_agents, _np.int32, NONE)
         self.armed = <uint64_t *> self._array(self.n_agents * self.slots, _np.uint64)
+        self.armed_at = <uint64_t *> self._array(self.n_agents, _np.uint64)
         self.n_lists = program.n_global + (self.n_others + 1) * program.n_slice
         self.head = <int32_t *> self._array(self.n_lists, _np.int32, NONE)
         n = self.n_agents * self.n_watches
@@ -187,7 +192,7 @@ cdef class Simulator:
             firsts.append(len(writes))
             # of an EACH with no CPU to take, what stands around it is left
             calls.append(n_calls * (max(1, self.n_others) if alt["each"] else 1))
-        self.n_watches = max(per_position.values())
+        self.n_watches = max(per_position.values()) + 1  # its own position
         cdef uint32_t[::1] view
         for name, values in (("first", firsts), ("writes", writes or [0]), ("calls", calls)):
             array = _np.array(values, dtype=_np.uint32)
@@ -367,7 +372,9 @@ cdef class Simulator:
             following = self.next[node]
             agent = node // self.n_watches
             own = self.own_of(agent)
-            if self.watch_alt[node] == NONE:
+            if self.watch_insn[node] == <uint32_t> MOVED:
+                stopped = False
+            elif self.watch_alt[node] == NONE:
                 stopped = not holds(self.program.code + self.watch_insn[node], self.g, own, own)
             elif at < of_any:
                 stopped = False  # compared with a word of each CPU: the agent looks for one itself
@@ -482,6 +489,10 @@ cdef class Simulator:
                 raise _errors.OutOfRange(f"role {self.agent_role[agent]}: position {pc}")
         first = self.program.first_alt[role.first + pc]
         end = self.program.first_alt[role.first + pc + 1]
+        if self.armed_at[agent] != pc:  # somebody else put it here
+            for a in range(<uint32_t> self.slots):
+                armed[a] = 0
+            self.armed_at[agent] = pc
         for a in range(first, end):
             alt = self.program.alt + a
             other = NONE
@@ -511,6 +522,7 @@ cdef class Simulator:
             alt = self.program.alt + chosen
             self.schedule(agent, self.now_ns + alt.cost_ns + self.draw(alt.cost_ns // 4 + 1))
             return 0
+        self.watch(agent, MOVED, role.block << clib.GHCB_BLOCK_SHIFT | role.pc_word, NONE)
         for a in range(first, end):
             if armed[a - first] == 0:
                 self.sleep_on(agent, a, own)
