@@ -141,6 +141,11 @@ cdef class Simulator:
         self.armed = <uint64_t *> self._array(self.n_agents * self.slots, _np.uint64)
         self.armed_at = <uint64_t *> self._array(self.n_agents, _np.uint64)
         self.n_lists = program.n_global + (self.n_others + 1) * program.n_slice
+        if max(self.n_lists, self.n_agents * self.n_watches) >> 31:
+            raise _errors.OutOfRange(
+                f"{self.n_lists} words, {self.n_agents} agents with {self.n_watches} watches: "
+                "both are numbered with 31 bits"
+            )
         self.head = <int32_t *> self._array(self.n_lists, _np.int32, NONE)
         n = self.n_agents * self.n_watches
         self.next = <int32_t *> self._array(n, _np.int32, NONE)
@@ -390,7 +395,7 @@ cdef class Simulator:
                 while following != NONE and following // self.n_watches == agent:
                     following = self.next[following]
                 self.forget(agent)
-                self.schedule(agent, self.now_ns + 1 + self.draw(WAKE_NS))
+                self.schedule(agent, self.later(1 + self.draw(WAKE_NS)))
             node = following
 
     cdef inline bint fits(self, const ghcb_alt_t *alt, uint64_t *own, uint64_t *other) noexcept nogil:
@@ -407,6 +412,10 @@ cdef class Simulator:
         if self.agent_slice[agent] == NONE:
             return self.g
         return self.slices + self.agent_slice[agent] * self.program.n_slice
+
+    cdef inline uint64_t later(self, uint64_t more) noexcept nogil:
+        """Return the time ``more`` nanoseconds from now; time stops at its last value."""
+        return self.now_ns + more if self.now_ns + more >= more else <uint64_t> 0 - 1
 
     # -- one agent -------------------------------------------------------------------------
 
@@ -506,8 +515,10 @@ cdef class Simulator:
                 continue
             if alt.delay_ns:
                 if armed[a - first] == 0:
-                    delay = self.draw(2 * alt.delay_ns) if alt.spread else alt.delay_ns
-                    armed[a - first] = self.now_ns + delay + 1
+                    delay = alt.delay_ns
+                    if alt.spread:
+                        delay = self.draw(2 * delay if delay >> 63 == 0 else <uint64_t> 0 - 1)
+                    armed[a - first] = self.later(delay if delay + 1 == 0 else delay + 1)
                 if self.now_ns < armed[a - first]:
                     if timer == 0 or armed[a - first] < timer:
                         timer = armed[a - first]
@@ -520,7 +531,8 @@ cdef class Simulator:
                 armed[a] = 0
             self.do(agent, chosen, own, chosen_other)
             alt = self.program.alt + chosen
-            self.schedule(agent, self.now_ns + alt.cost_ns + self.draw(alt.cost_ns // 4 + 1))
+            delay = self.draw(alt.cost_ns // 4 + 1)
+            self.schedule(agent, self.later(alt.cost_ns + delay if alt.cost_ns + delay >= delay else alt.cost_ns))
             return 0
         self.watch(agent, MOVED, role.block << clib.GHCB_BLOCK_SHIFT | role.pc_word, NONE)
         for a in range(first, end):
@@ -597,6 +609,8 @@ cdef class Simulator:
 
     cdef bint _advance(self, uint64_t max_steps) except? False:
         cdef uint64_t end = self.n_steps + max_steps
+        if end < max_steps:
+            end = <uint64_t> 0 - 1
         cdef uint64_t turns = 0
         cdef int32_t agent
         while self.n_heap and self.n_steps < end:
