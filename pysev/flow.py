@@ -32,7 +32,7 @@ import enum
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -92,6 +92,8 @@ class Field:
     __hash__ = object.__hash__
 
     def _test(self, opcode: int, value: Value) -> Test:
+        if isinstance(value, Field) and value.mask != WORD:
+            raise FlowError(f"{self.name}: only the word on the left of a test can be masked")
         return Test(opcode, self, value)
 
     def __eq__(self, value: Value) -> Test:  # type: ignore[override]
@@ -118,6 +120,7 @@ class Field:
 
 
 Value = int | Field
+_V = TypeVar("_V", bound=Value)
 
 
 @dataclass(frozen=True)
@@ -149,19 +152,25 @@ class Effect:
 
 
 def put(target: Field, value: Value) -> Effect:
-    """``target = value``; of a masked field only the bits of the mask are taken."""
+    """``target = value``; of a masked value only the bits of the mask are taken."""
     mask = value.mask if isinstance(value, Field) else WORD
-    return Effect(lib.GHCB_OP_SET, target, value, mask)
+    return Effect(lib.GHCB_OP_SET, _whole(target), value, mask)
 
 
 def add(target: Field, value: Value) -> Effect:
     """``target += value``, modulo 2**64; a negative number subtracts."""
-    return Effect(lib.GHCB_OP_ADD, target, value)
+    return Effect(lib.GHCB_OP_ADD, _whole(target), _whole(value))
 
 
-def shift_right(target: Field, n_bits: int) -> Effect:
-    """``target >>= n_bits``."""
-    return Effect(lib.GHCB_OP_SHR, target, n_bits)
+def shift_right(target: Field, n_bits: Value) -> Effect:
+    """``target >>= n_bits``; 0 from 64 bits on."""
+    return Effect(lib.GHCB_OP_SHR, _whole(target), _whole(n_bits))
+
+
+def _whole(value: _V) -> _V:
+    if isinstance(value, Field) and value.mask != WORD:
+        raise FlowError(f"{value.name}: some bits of a word can be tested or put, no more")
+    return value
 
 
 def call(function: int, vcpu: Words) -> Effect:
