@@ -32,6 +32,7 @@ import enum
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from operator import index
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -68,6 +69,7 @@ __all__ = [
 ]
 
 WORD = (1 << 64) - 1
+VCPU = list(VCPU_DTYPE.names or ())
 OPPOSITE = {
     lib.GHCB_OP_EQ: lib.GHCB_OP_NE,
     lib.GHCB_OP_NE: lib.GHCB_OP_EQ,
@@ -175,6 +177,10 @@ def _whole(value: _V) -> _V:
 
 def call(function: int, vcpu: Words) -> Effect:
     """Hand the vCPU's words to a function of the host (``GHCB_CALL_*``)."""
+    if not 0 <= function < lib.GHCB_CALL_END:
+        raise FlowError(f"call: the host has no function {function}")
+    if [f.name.partition(".")[2] for f in vcpu][: len(VCPU)] != VCPU:
+        raise FlowError(f"call: {vcpu.title} is no vCPU; boot, cpu and other are")
     return Effect(lib.GHCB_OP_CALL, vcpu.first, function)
 
 
@@ -244,10 +250,13 @@ def op(
         ``run``: nanoseconds for which the agent is busy.
     after : int
         ``run``: nanoseconds for which it must have been possible before it happens (a timeout).
-        ``check`` ignores both: there it may happen at any time.
+        ``check`` ignores both: there it may happen at any time. Both are below 2**63.
     spread : bool
         ``run``: the delay is drawn by the seed from [0, 2 * after).
     """
+    for name, value in (("cost", cost), ("after", after)):
+        if not 0 <= value < 1 << 63:
+            raise FlowError(f"{text!r}: {name} of {value} ns")
     return Op(text, tuple(when), tuple(do), to, pick, asleep, cost, after, spread)
 
 
@@ -301,6 +310,8 @@ class Words:
         self._fields: dict[str, Field] = {}
 
     def __getattr__(self, name: str) -> Field:
+        if name.startswith("_"):  # copy and pickle ask before there are any words
+            raise AttributeError(name)
         try:
             return self._fields[name]
         except KeyError:
@@ -309,6 +320,10 @@ class Words:
 
     def __iter__(self) -> Iterator[Field]:
         return iter(self._fields.values())
+
+    @property
+    def title(self) -> str:
+        return self._title
 
     @property
     def first(self) -> Field:
@@ -339,6 +354,8 @@ class Agent:
 
         ``ends``: the agent may rest here for ever; at any other label that is a deadlock.
         """
+        if label == ".":
+            raise FlowError(f"{self.name}: `.` names the label at which an operation stands")
         if label in self.labels:
             raise FlowError(f"{self.name}: label {label!r} stands twice")
         self.labels[label] = [self._guard(o) for o in ops] + self._failures(ops)
@@ -492,10 +509,10 @@ class Flow:
         Raises
         ------
         FlowError
-            A label is missing or stands twice, an agent has no program, a test names a word that
-            its agent cannot see.
+            A label is missing or stands twice, an agent has no program, an operation names a word
+            that its agent cannot see or that is another flow's. The text names agent and label.
         OutOfRange
-            ``n_cpus`` is not in 1..GHCB_MAX_CPUS.
+            ``n_cpus`` is not in 1..GHCB_MAX_CPUS, or a number does not fit into 64 bits.
         """
         if not 1 <= n_cpus <= lib.GHCB_MAX_CPUS:
             raise errors.OutOfRange(f"{n_cpus} CPUs: 1 to {lib.GHCB_MAX_CPUS} are possible")
@@ -503,6 +520,7 @@ class Flow:
 
 
 def _word(name: str, value: int) -> int:
+    value = index(value)
     if not -(1 << 63) <= value <= WORD:
         raise errors.OutOfRange(f"{name}: {value:#x} does not fit into 64 bits")
     return value & WORD
@@ -534,23 +552,35 @@ class Compiled:
         return list(agent.labels)[pc]
 
 
+@dataclass(frozen=True)
+class _Scope:
+    """Whose operation is compiled, and which CPUs it can name."""
+
+    where: str
+    own: bool
+    other: bool
+    in_each: bool = False
+
+
 class _Compiler:
     def __init__(self, flow: Flow) -> None:
         self.flow = flow
         self.insns: list[tuple[int, ...]] = []
+        words = (flow.vm, flow.boot, flow.g, flow.cpu, flow.other)
+        self.names = {f.operand: f.name for w in words for f in w}
 
     def compiled(self, n_others: int) -> Compiled:
         roles, alts, ops, first = [], [], [], 0
         if not self.flow.agents:
             raise FlowError(f"{self.flow.name}: no agents")
-        for index, agent in enumerate(self.flow.agents):
+        for role, agent in enumerate(self.flow.agents):
             if not agent.labels:
                 raise FlowError(f"{agent.name}: no labels")
             roles.append((agent.pc.block, agent.pc.index, first, len(agent.labels)))
             first += len(agent.labels)
             for pc, label in enumerate(agent.labels):
                 for o in agent.labels[label]:
-                    alts.append(self._alt(index, pc, agent, label, o))
+                    alts.append(self._alt(role, pc, agent, label, o))
                     ops.append(o)
         program = Program(
             np.array(self.insns, dtype=INSN_DTYPE),
@@ -564,9 +594,10 @@ class _Compiler:
 
     def _alt(self, role: int, pc: int, agent: Agent, label: str, o: Op) -> tuple[int, ...]:
         where = f"{agent.name}, {label!r}, {o.text!r}"
+        scope = _Scope(where, own=agent.per_cpu, other=o.pick)
         guard = len(self.insns)
         for test in self.flow._while + o.when:
-            self._test(test, 0)
+            self._emit(scope, test.opcode, test.field, test.value, test.field.mask)
         n_guards = len(self.insns) - guard
         effect = len(self.insns)
         labels = list(agent.labels)
@@ -575,7 +606,7 @@ class _Compiler:
             raise FlowError(f"{where}: no label follows")
         go = [] if target == "." else [jump(agent, target)]
         for e in (*o.do, *go):
-            self._effect(e, where)
+            self._effect(e, scope)
         n_effects = len(self.insns) - effect
         reaches_all = any(_has_each(e) for e in o.do)
         bind = lib.GHCB_BIND_ANY if o.pick else lib.GHCB_BIND_NONE
@@ -594,7 +625,13 @@ class _Compiler:
         )
 
     def _emit(
-        self, opcode: int, target: Field | None, value: Value, mask: int, skip: int = 0
+        self,
+        scope: _Scope,
+        opcode: int,
+        target: Field | None,
+        value: Value,
+        mask: int,
+        skip: int = 0,
     ) -> None:
         is_word = isinstance(value, Field)
         self.insns.append(
@@ -602,52 +639,64 @@ class _Compiler:
                 opcode,
                 int(is_word),
                 skip,
-                target.operand if target is not None else 0,
-                value.operand if isinstance(value, Field) else 0,
-                0 if isinstance(value, Field) else value & WORD,
+                self._operand(scope, target) if target is not None else 0,
+                self._operand(scope, value) if isinstance(value, Field) else 0,
+                0 if isinstance(value, Field) else _word(scope.where, value),
                 mask,
             )
         )
 
-    def _test(self, test: Test, skip: int) -> None:
-        self._emit(test.opcode, test.field, test.value, test.field.mask, skip)
+    def _operand(self, scope: _Scope, f: Field) -> int:
+        if self.names.get(f.operand) != f.name:
+            raise FlowError(f"{scope.where}: {f.name} is no word of flow {self.flow.name!r}")
+        if f.block == lib.GHCB_BLOCK_OWN and not scope.own:
+            raise FlowError(f"{scope.where}: {f.name}: this agent has no CPU of its own")
+        if f.block == lib.GHCB_BLOCK_OTHER and not scope.other:
+            raise FlowError(f"{scope.where}: {f.name}: no CPU is bound; `pick` and `each` bind one")
+        return f.operand
 
-    def _effect(self, e: Effect, where: str) -> None:
+    def _effect(self, e: Effect, scope: _Scope) -> None:
         if e.opcode == lib.GHCB_OP_SKIP:
-            self._conditional(e, where)
+            self._conditional(e, scope)
         elif e.opcode == lib.GHCB_OP_EACH:
+            if scope.in_each:
+                raise FlowError(f"{scope.where}: `each` inside an `each`")
             at = self._hole()
             for inner in e.body:
-                self._effect(inner, where)
-            self._fill(at, lib.GHCB_OP_EACH, None, 0, WORD)
+                self._effect(inner, replace(scope, other=True, in_each=True))
+            self._fill(scope, at, lib.GHCB_OP_EACH, None, 0, WORD)
         elif isinstance(e.value, str):
-            self._emit(e.opcode, e.target, self._label_index(e, where), e.mask)
+            self._emit(scope, e.opcode, e.target, self._label_index(e, scope.where), e.mask)
         else:
-            self._emit(e.opcode, e.target, e.value, e.mask)
+            self._emit(scope, e.opcode, e.target, e.value, e.mask)
 
-    def _conditional(self, e: Effect, where: str) -> None:
+    def _conditional(self, e: Effect, scope: _Scope) -> None:
         tests = [(test, self._hole()) for test in e.tests]
         for inner in e.body:
-            self._effect(inner, where)
+            self._effect(inner, scope)
         over = self._hole() if e.otherwise else None
         for test, at in tests:
-            self._fill(at, test.opcode, test.field, test.value, test.field.mask)
+            self._fill(scope, at, test.opcode, test.field, test.value, test.field.mask)
         for inner in e.otherwise:
-            self._effect(inner, where)
+            self._effect(inner, scope)
         if over is not None:
-            self._fill(over, lib.GHCB_OP_SKIP, None, 0, WORD)
+            self._fill(scope, over, lib.GHCB_OP_SKIP, None, 0, WORD)
 
     def _hole(self) -> int:
         self.insns.append(())
         return len(self.insns) - 1
 
-    def _fill(self, at: int, opcode: int, target: Field | None, value: Value, mask: int) -> None:
+    def _fill(
+        self, scope: _Scope, at: int, opcode: int, target: Field | None, value: Value, mask: int
+    ) -> None:
         skip = len(self.insns) - 1 - at
-        self._emit(opcode, target, value, mask, skip)
+        self._emit(scope, opcode, target, value, mask, skip)
         self.insns[at] = self.insns.pop()
 
     def _label_index(self, e: Effect, where: str) -> int:
-        agent = next(a for a in self.flow.agents if a.pc is e.target)
+        agent = next((a for a in self.flow.agents if a.pc is e.target), None)
+        if agent is None:
+            raise FlowError(f"{where}: label {e.value!r} is put where no agent of this flow stands")
         if e.value not in agent.labels:
             known = ", ".join(agent.labels)
             raise FlowError(f"{where}: {agent.name} has no label {e.value!r}; it has: {known}")
