@@ -25,6 +25,8 @@ class _View:
         self._get = get
 
     def __getattr__(self, name: str) -> Array:
+        if name.startswith("_"):  # copy and pickle ask before there are any words
+            raise AttributeError(name)
         return self._get(getattr(self._words, name).index)
 
 
@@ -59,7 +61,9 @@ class States:
 
     @classmethod
     def of_record(cls, compiled: Compiled, record: Array) -> States:
-        """Return an array of one state over a record (no copy)."""
+        """Return an array of one state over a record: no copy, but read-only."""
+        record = record.view()
+        record.flags.writeable = False
         n_global, n_slice = compiled.program.n_global, compiled.program.n_slice
         slices = record[n_global:].reshape(-1, n_slice)
         return cls(compiled, 1, lambda i: record[i : i + 1], lambda i: slices[:, i].reshape(1, -1))
