@@ -623,6 +623,22 @@ cdef class Simulator:
                 self.act(agent)
         return self.n_heap != 0
 
+    def due(self):
+        """Return when each agent acts next: uint64 array, by role, then by CPU (a copy).
+
+        ``2**64 - 1`` stands for an agent that sleeps until a word changes. Where a run ends in a
+        deadlock, these are the ones that wait.
+        """
+        if self._lock.locked():
+            raise _errors.StateConflict("the simulator is in use")
+        out = _np.full(self.n_agents, 0xffff_ffff_ffff_ffff, dtype=_np.uint64)
+        cdef uint64_t[::1] times = out
+        cdef Py_ssize_t i
+        for i in range(self.n_agents):
+            if self.place[i] != NONE:
+                times[i] = self.when[i]
+        return out
+
     def events(self):
         """Return what was asked of the host so far, in order: array of EVENT_DTYPE (a copy)."""
         if self._lock.locked():
