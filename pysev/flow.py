@@ -582,6 +582,8 @@ class _Compiler:
                 for o in agent.labels[label]:
                     alts.append(self._alt(role, pc, agent, label, o))
                     ops.append(o)
+        if not alts:
+            raise FlowError(f"{self.flow.name}: no operations")
         program = Program(
             np.array(self.insns, dtype=INSN_DTYPE),
             np.array(alts, dtype=ALT_DTYPE),
