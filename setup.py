@@ -85,4 +85,11 @@ def compiled() -> list[Extension]:
     return [write_cffi_module(), *extensions]
 
 
-setup(ext_modules=compiled())
+setup(
+    ext_modules=compiled(),
+    options={
+        # a debug build must not find the objects of a release build, nor the other way round
+        "build": {"build_base": "build/debug" if DEBUG else "build"},
+        "build_ext": {"parallel": os.cpu_count()},
+    },
+)

@@ -1,4 +1,4 @@
-"""The headers of ``include/`` as cffi sees them: made at build time from their marked parts.
+"""Numbers and functions of ``include/`` as cffi sees them.
 
 Written by tools/stubs; do not edit.
 """

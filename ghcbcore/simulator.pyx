@@ -176,7 +176,7 @@ cdef class Simulator:
         """Lengths that follow from the program: alternatives at one position, watches, writes."""
         program = self.program
         insns, alts = program.insns, program.alts
-        self.slots = int((program.positions[1:] - program.positions[:-1]).max())
+        self.slots = int(_np.diff(program.positions).max())
         per_position = {}
         firsts, writes, calls = [0], [], []
         vcpu = range(clib.GHCB_VCPU_WORDS)

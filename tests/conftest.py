@@ -1,13 +1,15 @@
-"""What all tests share: where the oracles are, and how hard Hypothesis tries.
+"""What all tests share: where the oracles are, how hard Hypothesis tries, and what CI refuses.
 
 ``HYPOTHESIS_PROFILE`` is ``dev`` (default), ``ci`` or ``nightly``. With ``CI=true`` every profile
-but the nightly one is derandomised, so that a run says something about the commit alone.
+but the nightly one is derandomised, so that a run says something about the commit alone, and a
+test that is skipped is a failure.
 """
 
 import os
 import sys
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent / "oracle"))
@@ -19,3 +21,31 @@ settings.register_profile(
 )
 settings.register_profile("nightly", max_examples=20_000, deadline=None, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
+
+_skipped = []
+
+
+def _note(report):
+    if _on_ci and report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        _skipped.append(f"{report.nodeid}: {reason}")
+
+
+def pytest_runtest_logreport(report):
+    _note(report)
+
+
+def pytest_collectreport(report):
+    _note(report)
+
+
+def pytest_sessionfinish(session):
+    if _skipped and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter):
+    if _skipped:
+        terminalreporter.section("skipped, which CI does not accept", red=True)
+        for line in _skipped:
+            terminalreporter.line(line)
