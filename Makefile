@@ -122,7 +122,7 @@ lint: $(VENV)/stamp-dev
 types: build $(VENV)/stamp-dev
 	$(VENV)/bin/mypy
 	cd $(VENV) && bin/stubtest ghcbcore
-	$(VENV)/bin/python tools/stubs --print | cmp - ghcbcore/_cffi.pyi
+	$(VENV)/bin/python tools/stubs --print | cmp - ghcbcore/_cffi.pyi || { echo 'run `make stubs`'; exit 1; }
 	tools/cython-hints $(VENV)/bin/cython
 
 stubs: build
