@@ -1,27 +1,42 @@
 """The command line: ``pysev decode | scenarios | run | check``.
 
-Exit status: 0 good, 1 a finding (a violation, malformed input that was decoded as such), 2 usage
-or bad input, said in one line. Results are built whole before the first byte is written.
+Exit status: 0 good, 1 a finding (a violation, malformed input that was decoded as such), 2 usage,
+bad input or output that cannot be written, 130 interrupted; what is wrong is said in one line on
+standard error. Results are built whole before the first byte is written.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 __all__ = ["main"]
 
-GOOD, FINDING, USAGE = 0, 1, 2
+GOOD, FINDING, USAGE, INTERRUPTED = 0, 1, 2, 130
 MAX_CHECK_CPUS = 64
+MIN_CHECK_BYTES = 16 << 20
+"""The tables of a search take a few MiB before they hold a state."""
+
+MAX_DIGITS = 40
+"""No option takes a number that is nearly as long; ``int`` need not be asked about longer ones."""
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise _UsageError(f"{message} (see `{self.prog} --help`)")
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        raise _Done
+
+
+class _Done(Exception):
+    """``--help`` or ``--version`` has said all there is to say."""
 
 
 class _UsageError(Exception):
@@ -29,7 +44,10 @@ class _UsageError(Exception):
 
 
 def _parser() -> _Parser:
+    from . import __version__
+
     top = _Parser(prog="pysev", description="A software model of AMD SEV-ES / SEV-SNP machines.")
+    top.add_argument("--version", action="version", version=f"pysev {__version__}")
     commands = top.add_subparsers(dest="command", required=True, parser_class=_Parser)
     decode = commands.add_parser("decode", help="explain GHCB MSR values")
     decode.add_argument("values", nargs="+", metavar="VALUE", help="0x..., 16 hex digits, or -")
@@ -61,10 +79,12 @@ def _parser() -> _Parser:
 
 
 def _integer(text: str) -> int:
-    try:
-        return int(text, 0)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"not a number: {text[:40]!r}") from None
+    found = re.fullmatch(r"(-?)(0[xX][0-9a-fA-F]+|[0-9]+)", text, re.ASCII)
+    if found is None or len(text) > MAX_DIGITS:
+        shown = ascii(text[:MAX_DIGITS]) + "..." * (len(text) > MAX_DIGITS)
+        raise argparse.ArgumentTypeError(f"not a number: {shown}")
+    base = 16 if found[2][1:2] in ("x", "X") else 10
+    return int(text, base)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,19 +92,61 @@ def main(argv: Sequence[str] | None = None) -> int:
     from ghcbcore.errors import SevError
 
     try:
-        arguments = _parser().parse_args(argv)
-        status = _COMMANDS[arguments.command](arguments)
+        status = _main(argv)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return GOOD
-    except (SevError, _UsageError, OSError) as error:
-        sys.stderr.write(f"pysev: {_one_line(error)}\n")
-        return USAGE
+    except (SevError, _UsageError) as error:
+        return _refuse(_one_line(error))
+    except OSError as error:
+        _drop_output()
+        return _refuse(_one_line(error))
+    except MemoryError:
+        return _refuse("out of memory")
+    except SystemExit as stop:  # only a user's own code does that
+        return _refuse(f"a property ended the program: SystemExit: {stop.code}")
     except KeyboardInterrupt:
-        sys.stderr.write("pysev: interrupted\n")
-        return 130
+        _refuse("interrupted")
+        return INTERRUPTED
     return status
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    if sys.stdout is None:
+        raise _UsageError("standard output is closed")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files may be anything
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        arguments = _parser().parse_args(argv)
+    except _Done:
+        return GOOD
+    return _COMMANDS[arguments.command](arguments)
+
+
+def _refuse(text: str) -> int:
+    """Say in one line what is wrong, if anybody listens."""
+    if sys.stderr is not None:
+        try:
+            sys.stderr.write(f"pysev: {text}\n")
+            sys.stderr.flush()
+        except OSError:
+            pass
+    return USAGE
+
+
+def _drop_output() -> None:
+    """Let what standard output still holds go nowhere, or Python would try again at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+def _stdin() -> IO[bytes]:
+    if sys.stdin is None:
+        raise _UsageError("standard input is closed")
+    return sys.stdin.buffer
 
 
 def _one_line(error: BaseException) -> str:
@@ -96,7 +158,8 @@ def _one_line(error: BaseException) -> str:
 def _decode(arguments: argparse.Namespace) -> int:
     from .decode import main_decode
 
-    return main_decode(arguments.values, json=arguments.json, stdin=sys.stdin.buffer)
+    stdin = _stdin() if "-" in arguments.values else io.BytesIO()
+    return main_decode(arguments.values, json=arguments.json, stdin=stdin)
 
 
 def _scenarios(arguments: argparse.Namespace) -> int:
@@ -124,7 +187,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.memory is not None:
         memory = MemoryMap.flat(parse_size(arguments.memory))
     elif arguments.memmap == "-":
-        memory = MemoryMap.from_text(sys.stdin.buffer, "standard input")
+        memory = MemoryMap.from_text(_stdin(), "standard input")
     elif arguments.memmap is not None:
         memory = MemoryMap.from_file(arguments.memmap)
     machine = Machine.of(arguments.cpus, memory, jump_table=scenario.jump_table)
@@ -140,7 +203,7 @@ def _check(arguments: argparse.Namespace) -> int:
     from .checking import check
     from .machine import Machine
     from .memmap import parse_size
-    from .report import check_row, check_table, check_text, is_expected
+    from .report import check_row, check_table, check_text, expected_verdict, is_expected
     from .scenarios import all_scenarios, find
 
     if arguments.all == (arguments.scenario is not None):
@@ -151,13 +214,16 @@ def _check(arguments: argparse.Namespace) -> int:
         raise _UsageError(f"--seconds {arguments.seconds}: must be above 0")
     properties = [_property(text) for text in arguments.property]
     max_bytes = parse_size(arguments.max_memory)
+    if max_bytes < MIN_CHECK_BYTES:
+        raise _UsageError(f"--max-memory {arguments.max_memory}: must be at least 16M")
     rows, texts, results, expected = [], [], [], []
+    n_cpus = arguments.cpus
     for scenario in all_scenarios() if arguments.all else [find(arguments.scenario)]:
-        machine = Machine.of(arguments.cpus, jump_table=scenario.jump_table)
+        machine = Machine.of(n_cpus, jump_table=scenario.jump_table)
         flow = scenario.build(machine)
         result = check(
             flow,
-            arguments.cpus,
+            n_cpus,
             properties=properties,
             symmetric=not arguments.no_symmetry,
             max_bytes=max_bytes,
@@ -165,7 +231,8 @@ def _check(arguments: argparse.Namespace) -> int:
         )
         expected.append(is_expected(scenario, result))
         results.append(
-            result.as_json() | {"expected": scenario.expected, "as_expected": expected[-1]}
+            result.as_json()
+            | {"expected": expected_verdict(scenario, n_cpus), "as_expected": expected[-1]}
         )
         if arguments.all:
             rows.append(check_row(scenario, result))
@@ -193,7 +260,7 @@ def _property(text: str) -> Any:
         found = runpy.run_path(path)
     except OSError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _UsageError(f"--property {path}: {type(error).__name__}: {error}") from error
     if not callable(found.get(name)):
         raise _UsageError(f"--property {path}: no function {name!r}")
