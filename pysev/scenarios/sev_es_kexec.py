@@ -99,6 +99,7 @@ class _Family:
     def __init__(self, variant: Variant, machine: Machine, name: str) -> None:
         self.v = variant
         self.m = machine
+        self.vector = _vector(variant, machine)
         profile = Profile(guest=variant.guest, max_version=variant.max_version)
         self.flow = flow = Flow(name, profile)
         flow.start(first_sipi=1)
@@ -296,13 +297,13 @@ class _Family:
             "trampoline",
             op(
                 "comes up in the new kernel",
-                when=[cpu.vector == g.start_vector, g.kernel == Kernel.NEW],
+                when=[cpu.vector == self.vector, g.kernel == Kernel.NEW],
                 do=[add(cpu.times_up, 1)],
                 to="new kernel",
             ),
             op(
                 "starts at a vector that the new kernel did not write",
-                when=[cpu.vector != g.start_vector],
+                when=[cpu.vector != self.vector],
                 do=[put(cpu.foul, 255)],
                 to="dead",
             ),
@@ -329,7 +330,8 @@ class _Family:
             self.old_kernel("leave")
             self.wait_in_mailbox()
         self.new_kernel()
-        restart = [put(self.flow.cpu.vector, self.flow.g.start_vector), jump(ap, "trampoline")]
+        cpu = self.flow.cpu
+        restart = [put(cpu.vector, cpu.sipi_vector), jump(ap, "trampoline")]
         hypervisor_threads(self.flow, restart)
 
     # -- the boot CPU ------------------------------------------------------------------------
@@ -529,7 +531,7 @@ class _Family:
                 ask = self.ask_table(lib.GHCB_AP_JUMP_TABLE_GET)
                 get = "new kernel: VMGEXIT: AP jump table, get"
                 boot.at("jump table again", op(get, do=ask, cost=costs.VMGEXIT))
-        boot.at("vector", op(text, do=[put(g.start_vector, self.m.reset_vector)]))
+        boot.at("vector", op(text, do=[put(g.start_vector, self.vector)]))
 
     def bring_up(self) -> None:
         """smp_init of the new kernel, one CPU after the other."""
@@ -665,10 +667,16 @@ def _no_shutdown(s: States) -> Any:
     return (s.vm.event == lib.GHCB_EVENT_NONE) | (s.cpu.foul != 0).any(axis=1)
 
 
-def _once(s: States) -> Any:
+def _vector(variant: Variant, machine: Machine) -> int:
+    """Return where the new kernel wants its APs: STARTUP's vector, or what the page has at 0."""
+    if variant.guest == lib.GHCB_GUEST_PLAIN:
+        return machine.startup_vector
+    return machine.reset_vector
+
+
+def _once(s: States, vector: int) -> Any:
     up = s.cpu.times_up
-    right = (up == 0) | ((up == 1) & (s.cpu.vector == s.g.start_vector[:, None]))
-    return right.all(axis=1)
+    return ((up == 0) | ((up == 1) & (s.cpu.vector == vector))).all(axis=1)
 
 
 def _all_up(s: States) -> Any:
@@ -691,7 +699,9 @@ def _kexec(variant: Variant, name: str) -> Callable[[Machine], Flow]:
     def build(machine: Machine) -> Flow:
         flow = _Family(variant, machine, name).build()
         flow.always(
-            ONCE, _once, "an AP comes up at most once, at the vector that the new kernel wrote"
+            ONCE,
+            partial(_once, vector=_vector(variant, machine)),
+            "an AP comes up at most once, at the vector that the new kernel wrote",
         )
         flow.at_end(ALL_UP, _all_up, "every AP comes up in the new kernel")
         holds = variant.hand_over in ("page", "hold")
