@@ -14,7 +14,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from typing import IO, Any, NoReturn
+from typing import IO, Any, NoReturn, TextIO
 
 __all__ = ["main"]
 
@@ -30,6 +30,9 @@ MAX_DIGITS = 40
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise _UsageError(f"{message} (see `{self.prog} --help`)")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        (file or sys.stderr).write(message)  # argparse's own hides a full disk
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         raise _Done
@@ -95,12 +98,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = _main(argv)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader has seen enough
-        _drop_output()
+        _drop(sys.stdout)
         return GOOD
     except (SevError, _UsageError) as error:
         return _refuse(_one_line(error))
     except OSError as error:
-        _drop_output()
+        _drop(sys.stdout)
         return _refuse(_one_line(error))
     except MemoryError:
         return _refuse("out of memory")
@@ -132,14 +135,14 @@ def _refuse(text: str) -> int:
             sys.stderr.write(f"pysev: {text}\n")
             sys.stderr.flush()
         except OSError:
-            pass
+            _drop(sys.stderr)
     return USAGE
 
 
-def _drop_output() -> None:
-    """Let what standard output still holds go nowhere, or Python would try again at its end."""
+def _drop(stream: TextIO) -> None:
+    """Let what a stream still holds go nowhere, or Python would try again at its end."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
+    os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
 
 
