@@ -36,6 +36,7 @@ cdef enum:
     NONE = -1
     MOVED = 0xffffffff  # in place of a test: the watch of an agent's own position
     WAKE_NS = 64  # a sleeper notices within this time
+    TURNS = 1 << 16  # between two looks at signals
 
 
 cdef inline bint reads_other(const ghcb_insn_t *insn) noexcept nogil:
@@ -611,16 +612,17 @@ cdef class Simulator:
         cdef uint64_t end = self.n_steps + max_steps
         if end < max_steps:
             end = <uint64_t> 0 - 1
-        cdef uint64_t turns = 0
+        cdef uint64_t turns
         cdef int32_t agent
         while self.n_heap and self.n_steps < end:
-            turns += 1
-            if turns & 0xffff == 0:
-                PyErr_CheckSignals()
-            with nogil:
-                agent = self.heap[0]
-                self.now_ns = self.when[agent]
-                self.act(agent)
+            with nogil:  # once for many turns: taking the GIL costs as much as a turn
+                turns = 0
+                while self.n_heap and self.n_steps < end and turns < TURNS:
+                    turns += 1
+                    agent = self.heap[0]
+                    self.now_ns = self.when[agent]
+                    self.act(agent)
+            PyErr_CheckSignals()
         return self.n_heap != 0
 
     def due(self):
