@@ -32,6 +32,11 @@ __all__ = ["EVENT_DTYPE", "Simulator"]
 cdef ghcb_event_t _event
 EVENT_DTYPE = _np.asarray(<ghcb_event_t[:1]> &_event).dtype
 
+cdef struct Due:
+    uint64_t when
+    uint64_t agent
+
+
 cdef enum:
     NONE = -1
     MOVED = 0xffffffff  # in place of a test: the watch of an agent's own position
@@ -43,6 +48,10 @@ cdef inline bint reads_other(const ghcb_insn_t *insn) noexcept nogil:
     return insn.a >> clib.GHCB_BLOCK_SHIFT == clib.GHCB_BLOCK_OTHER or (
         insn.b_is_word and insn.b >> clib.GHCB_BLOCK_SHIFT == clib.GHCB_BLOCK_OTHER
     )
+
+
+cdef inline bint earlier(Due a, Due b) noexcept nogil:
+    return (a.when < b.when) | ((a.when == b.when) & (a.agent < b.agent))
 
 
 @cython.final
@@ -85,8 +94,7 @@ cdef class Simulator:
     cdef uint64_t *armed  # [agent, slot]: when a delayed alternative may happen; 0: not running
     cdef uint64_t *armed_at  # the position whose alternatives these are
     # heap of agents that have a time
-    cdef uint64_t *when
-    cdef int32_t *heap
+    cdef Due *heap
     cdef int32_t *place
     cdef Py_ssize_t n_heap
     # watches: [agent, k], in doubly linked lists, one for each word
@@ -136,8 +144,7 @@ cdef class Simulator:
                 self.agent_slice[a] = <int32_t> i if program.role[r].block == clib.GHCB_BLOCK_OWN else NONE
                 a += 1
         self._measure()
-        self.when = <uint64_t *> self._array(self.n_agents, _np.uint64)
-        self.heap = <int32_t *> self._array(self.n_agents, _np.int32)
+        self.heap = <Due *> self._array(2 * self.n_agents, _np.uint64)
         self.place = <int32_t *> self._array(self.n_agents, _np.int32, NONE)
         self.armed = <uint64_t *> self._array(self.n_agents * self.slots, _np.uint64)
         self.armed_at = <uint64_t *> self._array(self.n_agents, _np.uint64)
@@ -275,59 +282,52 @@ cdef class Simulator:
 
     # -- heap ------------------------------------------------------------------------------
 
-    cdef inline bint earlier(self, int32_t a, int32_t b) noexcept nogil:
-        return self.when[a] < self.when[b] or (self.when[a] == self.when[b] and a < b)
+    cdef inline void put(self, Py_ssize_t at, Due due) noexcept nogil:
+        self.heap[at] = due
+        self.place[due.agent] = <int32_t> at
 
-    cdef inline void put(self, Py_ssize_t at, int32_t agent) noexcept nogil:
-        self.heap[at] = agent
-        self.place[agent] = <int32_t> at
-
-    cdef void sift_up(self, Py_ssize_t at) noexcept nogil:
-        cdef int32_t agent = self.heap[at]
+    cdef inline void sift_up(self, Py_ssize_t at, Due due) noexcept nogil:
         cdef Py_ssize_t up
         while at:
             up = (at - 1) // 2
-            if not self.earlier(agent, self.heap[up]):
+            if not earlier(due, self.heap[up]):
                 break
             self.put(at, self.heap[up])
             at = up
-        self.put(at, agent)
+        self.put(at, due)
 
-    cdef void sift_down(self, Py_ssize_t at) noexcept nogil:
-        cdef int32_t agent = self.heap[at]
-        cdef Py_ssize_t child
-        while True:
-            child = 2 * at + 1
-            if child >= self.n_heap:
-                break
-            if child + 1 < self.n_heap and self.earlier(self.heap[child + 1], self.heap[child]):
-                child += 1
-            if not self.earlier(self.heap[child], agent):
-                break
+    cdef void settle(self, Py_ssize_t at, Due due) noexcept nogil:
+        """Fill a place of the heap whose content is no longer of use.
+
+        The hole goes down to a leaf without a look at what will fill it, which is late as a rule:
+        one comparison a level, and none that has to be guessed. From there it goes up.
+        """
+        cdef Py_ssize_t child = 2 * at + 1
+        while child + 1 < self.n_heap:
+            child += earlier(self.heap[child + 1], self.heap[child])
             self.put(at, self.heap[child])
             at = child
-        self.put(at, agent)
+            child = 2 * at + 1
+        if child < self.n_heap:
+            self.put(at, self.heap[child])
+            at = child
+        self.sift_up(at, due)
 
     cdef void schedule(self, Py_ssize_t agent, uint64_t time) noexcept nogil:
-        self.when[agent] = time
-        if self.place[agent] == NONE:
-            self.put(self.n_heap, <int32_t> agent)
+        cdef Py_ssize_t at = self.place[agent]
+        if at == NONE:
+            at = self.n_heap
             self.n_heap += 1
-        self.sift_up(self.place[agent])
-        self.sift_down(self.place[agent])
+        self.settle(at, Due(time, <uint64_t> agent))
 
     cdef void unschedule(self, Py_ssize_t agent) noexcept nogil:
         cdef Py_ssize_t at = self.place[agent]
-        cdef int32_t last
         if at == NONE:
             return
         self.n_heap -= 1
-        last = self.heap[self.n_heap]
         self.place[agent] = NONE
-        if last != agent:
-            self.put(at, last)
-            self.sift_up(at)
-            self.sift_down(self.place[last])
+        if at != self.n_heap:
+            self.settle(at, self.heap[self.n_heap])
 
     # -- watches ---------------------------------------------------------------------------
 
@@ -613,15 +613,13 @@ cdef class Simulator:
         if end < max_steps:
             end = <uint64_t> 0 - 1
         cdef uint64_t turns
-        cdef int32_t agent
         while self.n_heap and self.n_steps < end:
             with nogil:  # once for many turns: taking the GIL costs as much as a turn
                 turns = 0
                 while self.n_heap and self.n_steps < end and turns < TURNS:
                     turns += 1
-                    agent = self.heap[0]
-                    self.now_ns = self.when[agent]
-                    self.act(agent)
+                    self.now_ns = self.heap[0].when
+                    self.act(<Py_ssize_t> self.heap[0].agent)
             PyErr_CheckSignals()
         return self.n_heap != 0
 
@@ -638,7 +636,7 @@ cdef class Simulator:
         cdef Py_ssize_t i
         for i in range(self.n_agents):
             if self.place[i] != NONE:
-                times[i] = self.when[i]
+                times[i] = self.heap[self.place[i]].when
         return out
 
     def events(self):
