@@ -20,7 +20,8 @@ from ghcbcore._cffi import lib
 from ghcbcore.errors import OutOfRange, SevError
 from ghcbcore.explorer import Explorer, MemoryLimit, NarrowIds
 
-from .flow import Compiled, Flow, Property, Words
+from .compiler import Compiled
+from .flow import Flow, Property, Words
 from .host import Entry, Event, Hold, MpState
 from .states import States
 

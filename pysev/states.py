@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from .flow import Agent, Compiled, Words
+from .compiler import Compiled
+from .flow import Agent, Words
 
 __all__ = ["States"]
 
