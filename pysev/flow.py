@@ -66,6 +66,7 @@ __all__ = [
 ]
 
 WORD = (1 << 64) - 1
+KINDS = ("always", "end", "sometimes")
 VCPU = list(VCPU_DTYPE.names or ())
 OPPOSITE = {
     lib.GHCB_OP_EQ: lib.GHCB_OP_NE,
@@ -296,6 +297,10 @@ class Property:
     holds: Callable[[States], Any]
     text: str = ""
     source: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise FlowError(f"property {self.name!r}: {self.kind!r} is none of {', '.join(KINDS)}")
 
 
 class Words:
