@@ -250,9 +250,6 @@ def check(
     steps: tuple[Step, ...] = ()
     if first:
         broken, (_, state) = first[0]
-        real = [item for item in first if item[0] != DEADLOCK]
-        if broken == DEADLOCK and real and real[0][1][0] == first[0][1][0]:
-            broken, (_, state) = real[0]
         verdict = "deadlock" if broken == DEADLOCK else "violated"
         steps = tuple(search.steps(state))
     elif unreached and search.complete:
