@@ -1,0 +1,69 @@
+"""README.md is run: what it shows is what a reader gets."""
+
+import doctest
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(kind):
+    return re.findall(rf"^```{kind}\n(.*?)^```$", README, re.M | re.S)
+
+
+def sessions():
+    """Return (command, what it prints); in that a line ``...`` stands for any lines."""
+    for block in blocks("console"):
+        for part in re.split(r"^\$ ", block, flags=re.M)[1:]:
+            command, _, printed = part.partition("\n")
+            yield pytest.param(command, printed, id=command)
+
+
+def pattern(printed):
+    lines = [r"(?:.*\n)*?" if x == "..." else re.escape(x) + r"\n" for x in printed.splitlines()]
+    return "".join(lines)
+
+
+@pytest.mark.parametrize(("command", "printed"), list(sessions()))
+def test_command_prints_what_the_readme_shows(command, printed):
+    done = subprocess.run(
+        command.split(),
+        cwd=ROOT,
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr == ""
+    assert re.fullmatch(pattern(printed), done.stdout), done.stdout
+
+
+def test_python_lines_give_what_the_readme_shows():
+    (block,) = blocks("pycon")
+    test = doctest.DocTestParser().get_doctest(block, {}, "README.md", "README.md", 0)
+    assert len(test.examples) >= 8
+    said = []
+    doctest.DocTestRunner(verbose=False).run(test, out=said.append)
+    assert "".join(said) == ""
+
+
+def test_links_lead_to_files():
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).is_file(), target
+
+
+def test_import_from_the_source_folder_says_what_is_wrong():
+    done = subprocess.run(
+        [sys.executable, "-c", "import pysev; pysev.check"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "is the source, not compiled" in done.stderr
+    assert "python -P" in done.stderr
