@@ -1,4 +1,4 @@
-from typing import SupportsIndex, final
+from typing import Self, SupportsIndex, final
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +12,8 @@ class MemoryLimit(Exception): ...
 
 @final
 class Explorer:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         program: Program,
         record: npt.NDArray[np.uint64],
         *,
@@ -21,7 +21,7 @@ class Explorer:
         global_bytes: SupportsIndex = 2,
         slice_bytes: SupportsIndex = 1,
         max_bytes: SupportsIndex = 8589934592,
-    ) -> None: ...
+    ) -> Self: ...
     @property
     def program(self) -> Program: ...
     @property

@@ -1,4 +1,4 @@
-from typing import Final, SupportsIndex, final
+from typing import Final, Self, SupportsIndex, final
 
 import numpy as np
 import numpy.typing as npt
@@ -13,15 +13,15 @@ ROLE_DTYPE: Final[np.dtype[np.void]]
 
 @final
 class Program:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         insns: npt.NDArray[np.void],
         alts: npt.NDArray[np.void],
         roles: npt.NDArray[np.void],
         n_global: SupportsIndex,
         n_slice: SupportsIndex,
         profile: Profile,
-    ) -> None: ...
+    ) -> Self: ...
     @property
     def insns(self) -> npt.NDArray[np.void]: ...
     @property

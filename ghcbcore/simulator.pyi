@@ -1,4 +1,4 @@
-from typing import Final, SupportsIndex, final
+from typing import Final, Self, SupportsIndex, final
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +11,9 @@ EVENT_DTYPE: Final[np.dtype[np.void]]
 
 @final
 class Simulator:
-    def __init__(
-        self, program: Program, record: npt.NDArray[np.uint64], seed: SupportsIndex
-    ) -> None: ...
+    def __new__(
+        cls, program: Program, record: npt.NDArray[np.uint64], seed: SupportsIndex
+    ) -> Self: ...
     @property
     def program(self) -> Program: ...
     @property
