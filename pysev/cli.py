@@ -98,12 +98,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = _main(argv)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader has seen enough
-        _drop(sys.stdout)
+        _settle(sys.stdout)
         return GOOD
     except (SevError, _UsageError) as error:
         return _refuse(_one_line(error))
     except OSError as error:
-        _drop(sys.stdout)
+        _settle(sys.stdout)
         return _refuse(_one_line(error))
     except MemoryError:
         return _refuse("out of memory")
@@ -135,15 +135,18 @@ def _refuse(text: str) -> int:
             sys.stderr.write(f"pysev: {text}\n")
             sys.stderr.flush()
         except OSError:
-            _drop(sys.stderr)
+            _settle(sys.stderr)
     return USAGE
 
 
-def _drop(stream: TextIO) -> None:
-    """Let what a stream still holds go nowhere, or Python would try again at its end."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
+def _settle(stream: TextIO) -> None:
+    """Let what cannot be written go nowhere, or Python would try again at its end."""
+    try:
+        stream.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def _stdin() -> IO[bytes]:
@@ -153,9 +156,11 @@ def _stdin() -> IO[bytes]:
 
 
 def _one_line(error: BaseException) -> str:
+    text = str(error)
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return " ".join(str(error).split())
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    words = " ".join(text.split())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in words)
 
 
 def _decode(arguments: argparse.Namespace) -> int:
@@ -240,7 +245,7 @@ def _check(arguments: argparse.Namespace) -> int:
         if arguments.all:
             rows.append(check_row(scenario, result))
         else:
-            texts.append(check_text(scenario, flow, result))
+            texts.append(check_text(scenario, flow, result, properties))
     if arguments.json:
         _write_json(results if arguments.all else results[0])
     else:
@@ -267,7 +272,8 @@ def _property(text: str) -> Any:
         raise _UsageError(f"--property {path}: {type(error).__name__}: {error}") from error
     if not callable(found.get(name)):
         raise _UsageError(f"--property {path}: no function {name!r}")
-    return Property(name, "always", found[name], (found[name].__doc__ or "").strip())
+    text = " ".join(str(found[name].__doc__ or "").split())
+    return Property(name, "always", found[name], text)
 
 
 def _write_json(value: Any) -> None:

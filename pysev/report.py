@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from . import events
 from .checking import DEADLOCK, CheckResult
-from .flow import Flow
+from .flow import Flow, Property
 from .machine import Machine
 from .scenarios import Scenario
 from .simulate import RunResult
@@ -136,9 +136,12 @@ def is_expected(scenario: Scenario, result: CheckResult) -> bool:
     )
 
 
-def check_text(scenario: Scenario, flow: Flow, result: CheckResult) -> str:
-    """The report of one check."""
-    texts = {p.name: p.text or p.name for p in flow.properties} | {DEADLOCK: DEADLOCK}
+def check_text(
+    scenario: Scenario, flow: Flow, result: CheckResult, properties: Sequence[Property] = ()
+) -> str:
+    """The report of one check; ``properties`` are those beside the flow's own."""
+    texts = {p.name: p.text or p.name for p in (*flow.properties, *properties)}
+    texts[DEADLOCK] = DEADLOCK
     complete = "complete" if result.complete else "NOT complete"
     parts = [
         f"{scenario.name}, {_n_cpus(result.n_cpus)}: {scenario.summary}\n",
