@@ -637,15 +637,22 @@ def test_a_line_of_100_mb_takes_no_memory(tmp_path, args, filler, says):
 
 @pytest.mark.parametrize("extra", [[], ["--json"], ["--no-symmetry"]], ids=" ".join)
 def test_an_interrupt_ends_a_long_check_with_one_line(tmp_path, extra):
+    (tmp_path / "own.py").write_text(
+        "from pathlib import Path\n\n"
+        "def begun(s):\n    Path('begun').touch()\n    return s.g.kernel == s.g.kernel\n"
+    )
+    command = [*COMMAND, "check", "sev-es-kexec/jump-table-ack-early", "--cpus", "20"]
     child = subprocess.Popen(
-        [*COMMAND, "check", "sev-es-kexec/jump-table-ack-early", "--cpus", "20", *extra],
+        [*command, "--property", "own.py:begun", *extra],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd=tmp_path,
         env=ENVIRONMENT,
     )
     try:
-        time.sleep(1.5)
+        while child.poll() is None and not (tmp_path / "begun").exists():
+            time.sleep(0.05)
+        time.sleep(0.5)
         assert child.poll() is None, "the check was too short for this test"
         child.send_signal(signal.SIGINT)
         out, err = child.communicate(timeout=20)
