@@ -205,6 +205,9 @@ cdef class Explorer:
     cdef Py_ssize_t n_batch
     cdef uint64_t *scratch
     cdef list _terminals
+    # while `reach_back` runs: the marks of the states, and whether a marked one was met
+    cdef uint8_t *marks
+    cdef uint8_t met
     cdef object _lock  # held by expand, which releases the GIL
 
     def __cinit__(
@@ -510,6 +513,9 @@ cdef class Explorer:
             return self._learn(g, s)
 
     cdef inline int emit(self, uint64_t parent, uint32_t g, const uint16_t *ids) except -1 nogil:
+        if self.marks != NULL:
+            self.look(g, ids)
+            return 0
         if self.n_batch == BATCH:
             with gil:
                 self.flush()
@@ -518,6 +524,17 @@ cdef class Explorer:
         self.n_batch += 1
         self.n_transitions += 1
         return 0
+
+    cdef inline void look(self, uint32_t g, const uint16_t *ids) noexcept nogil:
+        """Notice whether a successor is marked: what ``emit`` does while ``reach_back`` runs."""
+        cdef uint64_t slot
+        self.pack(g, ids, self.batch)
+        slot = hash_words(self.batch, self.words) & self.mask
+        while self.index[slot]:
+            if memcmp(self.key(self.index[slot] - 1), self.batch, 8 * self.words) == 0:
+                self.met |= self.marks[self.index[slot] - 1]
+                return
+            slot = (slot + 1) & self.mask
 
     cdef int _slow(self, uint64_t state, uint32_t g, const uint16_t *ids, Py_ssize_t i,
                    const ghcb_alt_t *alt, uint32_t kind) except -1:
@@ -556,6 +573,8 @@ cdef class Explorer:
         cdef uint32_t run, t
         cdef uint32_t *tr
         for i in range(-1, self.n_others):
+            if self.met:
+                return 0
             if i > 0 and self.symmetric and ids[i] == ids[i - 1]:
                 continue
             run = self.run(g, <uint32_t> ids[i] if i >= 0 else <uint32_t> NO_SLICE)
@@ -573,7 +592,7 @@ cdef class Explorer:
                 if self.symmetric:
                     settle(after, self.n_others, i)
                 self.emit(state, tr[1], after)
-        if self.n_transitions == before:
+        if self.marks == NULL and self.n_transitions == before:
             with gil:
                 self._terminals.append(state)
         return 0
@@ -615,6 +634,56 @@ cdef class Explorer:
                 self._expand_one(state)
         self.flush()
         return 0
+
+    def reach_back(self, uint8_t[::1] marks not None):
+        """Mark, in place, every state from which a marked one can be reached.
+
+        Sweeps backwards over the states and executes again what follows from each that is not
+        marked yet, until a sweep finds nothing; edges are not stored. All states must have been
+        expanded, or be marked. Releases the GIL.
+
+        Parameters
+        ----------
+        marks : uint8 array, shape (n_states,)
+
+        Returns
+        -------
+        int
+            How many sweeps it took.
+        """
+        if <uint64_t> marks.shape[0] != self.n_states:
+            raise _errors.OutOfRange(f"{marks.shape[0]} marks for {self.n_states} states")
+        if not self._lock.acquire(False):
+            raise _errors.StateConflict("the explorer is in use")
+        self.marks = &marks[0]
+        try:
+            return self._sweep()
+        finally:
+            self.marks = NULL
+            self.met = 0
+            self._lock.release()
+
+    cdef Py_ssize_t _sweep(self) except -1:
+        cdef Py_ssize_t sweeps = 0
+        cdef uint64_t state
+        cdef bint changed = True
+        while changed:
+            changed = False
+            sweeps += 1
+            state = self.n_states
+            while state:
+                state -= 1
+                if state & 0xffff == 0:
+                    PyErr_CheckSignals()
+                if self.marks[state]:
+                    continue
+                self.met = 0
+                with nogil:
+                    self._expand_one(state)
+                if self.met:
+                    self.marks[state] = 1
+                    changed = True
+        return sweeps
 
     # -- what was found --------------------------------------------------------------------
 

@@ -25,10 +25,17 @@ from .flow import Flow, Property, Words
 from .host import Entry, Event, Hold, MpState
 from .states import States
 
-__all__ = ["DEADLOCK", "CheckResult", "PropertyError", "Step", "check"]
+__all__ = ["DEADLOCK", "LIVELOCK", "CheckResult", "PropertyError", "Step", "check"]
 
 DEADLOCK = "nobody waits for ever"
 """Name of the built-in property: where nothing happens any more, every agent may rest."""
+
+LIVELOCK = "an end stays reachable"
+"""Name of the built-in property: whatever has happened, some order of events still leads to an end:
+a state after which nothing happens, or one in which every agent may rest and every ``end`` property
+holds. Without it an endless loop would hide whoever waits beside it."""
+
+BUILT_IN = (DEADLOCK, LIVELOCK)
 
 VALUE_NAMES: dict[str, type[enum.IntEnum]] = {
     "mp_state": MpState,
@@ -126,6 +133,7 @@ class _Search:
     depth: int = 0
     complete: bool = True
     n_terminals: int = 0
+    settled: list[Array] = field(default_factory=list)  # of each chunk: need not lead to an end
 
     def run(self, stop: Callable[[], bool]) -> None:
         ex = self.explorer
@@ -143,10 +151,24 @@ class _Search:
                 self.depth += low < ex.n_states
         except MemoryLimit:
             self.complete = False
+        else:
+            self._look_back()
+
+    def _look_back(self) -> None:
+        """Find the first state from which no order of events leads to an end any more."""
+        marks = np.concatenate(self.settled)
+        marks[self.explorer.terminals] = 1
+        if marks.all():
+            return
+        self.explorer.reach_back(marks)
+        if not marks.all():
+            state = int(np.argmin(marks))
+            self.first[LIVELOCK] = (len(self.explorer.path(state)) - 1, state)
 
     def _chunk(self, begin: int, end: int) -> None:
         ex = self.explorer
-        states = self._states(begin, end)
+        gids, sids = ex.part_ids(begin, end)
+        states = self._view(gids, sids)
         bad = np.zeros(end - begin, dtype=bool)
         for p in self.properties:
             if p.kind == "always":
@@ -155,10 +177,22 @@ class _Search:
                 bad |= broken
             elif p.kind == "sometimes" and not self.reached[p.name]:
                 self.reached[p.name] = bool(evaluate(p, states).any())
+        settled = bad.copy()
+        rest = np.flatnonzero(states.at_rest())
+        if rest.size:
+            settled[rest] |= self._good_ends(self._view(gids[rest], sids[rest]))
+        self.settled.append(settled.view(np.uint8))
         try:
             ex.expand(begin, end, bad.view(np.uint8))
         finally:
             self._ends(ex.terminals[self.n_terminals :])
+
+    def _good_ends(self, states: States) -> Array:
+        good = np.ones(len(states), dtype=bool)
+        for p in self.properties:
+            if p.kind == "end":
+                good &= evaluate(p, states)
+        return good
 
     def _ends(self, terminals: list[int]) -> None:
         self.n_terminals += len(terminals)
@@ -175,9 +209,6 @@ class _Search:
     def _note(self, name: str, broken: Array, numbers: Array) -> None:
         if name not in self.first and broken.any():
             self.first[name] = (self.depth, int(numbers[int(np.argmax(broken))]))
-
-    def _states(self, begin: int, end: int) -> States:
-        return self._view(*self.explorer.part_ids(begin, end))
 
     def _view(self, gids: Array, sids: Array) -> States:
         global_table, slice_table = self.explorer.tables()
@@ -240,17 +271,17 @@ def check(
     compiled = flow.compile(n_cpus)
     everything = [*flow.properties, *properties]
     names = [p.name for p in everything]
-    if len({*names, DEADLOCK}) != len(names) + 1:
+    if len({*names, *BUILT_IN}) != len(names) + len(BUILT_IN):
         raise PropertyError(f"two properties of one name: {sorted(names)}")
     limit = None if seconds is None else began + seconds
     search = _search(compiled, everything, symmetric, max_bytes, limit)
-    first = sorted(search.first.items(), key=lambda item: (item[1][0], item[0] == DEADLOCK))
+    first = sorted(search.first.items(), key=lambda item: (item[1][0], item[0] in BUILT_IN))
     unreached = [name for name, reached in search.reached.items() if not reached]
     verdict, broken = "holds" if search.complete else "unknown", ""
     steps: tuple[Step, ...] = ()
     if first:
         broken, (_, state) = first[0]
-        verdict = "deadlock" if broken == DEADLOCK else "violated"
+        verdict = "deadlock" if broken in BUILT_IN else "violated"
         steps = tuple(search.steps(state))
     elif unreached and search.complete:
         verdict, broken = "violated", f"sometimes: {unreached[0]}"

@@ -364,6 +364,12 @@ class Agent:
         if ends:
             self.ends.add(label)
 
+    def add(self, label: str, *ops: Op) -> None:
+        """Add operations to a label that is there: what else may happen in a variant of a flow."""
+        if label not in self.labels:
+            raise FlowError(f"{self.name}: no label {label!r}; it has: {', '.join(self.labels)}")
+        self.labels[label] += [self._guard(o) for o in ops]
+
     @contextmanager
     def under(self, *hazards: Hazard) -> Iterator[None]:
         """Labels added inside are executed from memory that may be taken away; see ``Hazard``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from . import events
-from .checking import DEADLOCK, CheckResult
+from .checking import DEADLOCK, LIVELOCK, CheckResult
 from .flow import Flow, Property
 from .machine import Machine
 from .scenarios import Scenario
@@ -141,7 +141,8 @@ def check_text(
 ) -> str:
     """The report of one check; ``properties`` are those beside the flow's own."""
     texts = {p.name: p.text or p.name for p in (*flow.properties, *properties)}
-    texts[DEADLOCK] = DEADLOCK
+    texts[DEADLOCK] = "where nothing happens any more, everybody may rest"
+    texts[LIVELOCK] = "whatever has happened, some order of events still leads to an end"
     complete = "complete" if result.complete else "NOT complete"
     parts = [
         f"{scenario.name}, {_n_cpus(result.n_cpus)}: {scenario.summary}\n",

@@ -151,6 +151,8 @@ def _cpus(flow: Flow, states: States, n_cpus: int) -> dict[str, int]:
     for name in ("triple_fault", "parked"):
         counts[name] = 0
     for name, which in flow.cpu_states:
+        if not alive and name in ("online", "parked"):
+            continue  # nothing runs and nothing is held in a VM that has ended
         taken = left & which(states)
         counts[name] = counts.get(name, 0) + int(taken.sum())
         left &= ~taken

@@ -86,7 +86,9 @@ class States:
                 raise KeyError(f"{agent} has no label {label!r}; it has: {', '.join(names)}")
         word = self._cpu_word if found.per_cpu else self._global_word
         pcs = word(found.pc.index)
-        return np.isin(pcs, [names.index(label) for label in labels])
+        there = np.zeros(len(names), dtype=bool)
+        there[[names.index(label) for label in labels]] = True
+        return there[pcs.astype(np.intp)]
 
     def at_rest(self) -> Array:
         """Return where every agent stands at a label at which it may rest for ever, shape (n,)."""

@@ -27,7 +27,8 @@ from ghcbcore._cffi import lib
 from ghcbcore.host import Profile
 
 from .. import costs
-from ..flow import Effect, Flow, Op, add, call, each, jump, op, put, shift_right, when
+from ..flow import Agent, Effect, Flow, Op, Test, add, call, each, jump, op, put, shift_right, when
+from ..host import Hold, MpState
 from ..layout import Part
 from ..machine import Machine
 from ..words import (
@@ -68,6 +69,10 @@ class Command(enum.IntEnum):
     TEST = 2
 
 
+NOT_ITS_KERNEL = (
+    255  # cpu.foul: it runs code of its own memory, but not of the kernel that it is for
+)
+
 # When an AP reports "stopped", by clearing its bit in cpus_stop_mask
 WITH_HLT = "together with HLT"
 BEFORE_HLT = "before HLT"
@@ -87,6 +92,8 @@ class Variant:
     supported: str = "always"  # kexec_load: always, never, with-park-code
     nmi: bool = False  # NMI to those that have not stopped after a second
     test: bool = True  # mailbox: TEST before relocating
+    retry: bool = False  # the new kernel sends INIT and STARTUP again to a CPU that stays silent
+    spurious: bool = False  # the hypervisor wakes a held vCPU for no reason of the guest's
 
     def start_vector(self, machine: Machine) -> int:
         """Return where the new kernel wants its APs: STARTUP's vector, or what the page has."""
@@ -191,10 +198,17 @@ class SevEsKexec:
                 "held",
                 op("not released: asks again", when=[cpu.sw_exit_info_2 == 0], to="hold"),
                 op(
-                    "released: jumps to the reset vector",
+                    "released: to the old kernel's start-up code",
                     when=[cpu.sw_exit_info_2 != 0],
-                    do=[put(cpu.vector, self.flow.g.start_vector)],
-                    to="trampoline",
+                    to="old start-up",
+                ),
+            )
+            self.ap.at(
+                "old start-up",
+                op(
+                    "start_secondary of the old kernel, beside the new one",
+                    do=[put(cpu.foul, NOT_ITS_KERNEL)],
+                    to="dead",
                 ),
             )
 
@@ -206,7 +220,7 @@ class SevEsKexec:
         again = self.nmi("NMI: stop_this_cpu once more", [], "stop")
         with ap.under(self.text, self.tables):
             ap.at("park", op("P1-P2 IRQs off, CR3 := trampoline page table"), *again)
-        with ap.under(self.text, self.low):
+        with ap.under(self.text, self.tables, self.low):
             ap.at("leave", op("P3-P5 PCIDE off, registers cleared, far jump below 1 MiB"), *again)
         with ap.under(self.low):
             ap.at("low", op("P6 paging and long mode off, far jump into the page"), *shot)
@@ -305,7 +319,7 @@ class SevEsKexec:
             op(
                 "starts at a vector that the new kernel did not write",
                 when=[cpu.vector != self.vector],
-                do=[put(cpu.foul, 255)],
+                do=[put(cpu.foul, NOT_ITS_KERNEL)],
                 to="dead",
             ),
         )
@@ -333,7 +347,16 @@ class SevEsKexec:
         self.new_kernel()
         cpu = self.flow.cpu
         restart = [put(cpu.vector, cpu.sipi_vector), jump(ap, "trampoline")]
-        hypervisor_threads(self.flow, restart)
+        thread = hypervisor_threads(self.flow, restart)
+        if v.spurious:
+            self.wake_held(thread)
+
+    def wake_held(self, thread: Agent) -> None:
+        """The hypervisor lets a held vCPU run although no STARTUP came; the answer's data is 0."""
+        cpu = self.flow.cpu
+        wake = [put(cpu.mp_state, MpState.RUNNABLE), put(cpu.reset_hold, Hold.NONE)]
+        held = cpu.mp_state == MpState.AP_RESET_HOLD
+        thread.add("deliver", op("wakes the held vCPU for nothing", when=[held], do=wake, to="."))
 
     # -- the boot CPU ------------------------------------------------------------------------
 
@@ -532,13 +555,14 @@ class SevEsKexec:
                 ask = self.ask_table(lib.GHCB_AP_JUMP_TABLE_GET)
                 get = "new kernel: VMGEXIT: AP jump table, get"
                 boot.at("jump table again", op(get, do=ask, cost=costs.VMGEXIT))
-        boot.at("vector", op(text, do=[put(g.start_vector, self.vector)]))
+        page = self.v.guest != lib.GHCB_GUEST_PLAIN and self.v.hand_over != "mailbox"
+        known = [flow.boot.sw_exit_info_2 == self.m.jump_table_gpa] if page else []
+        boot.at("vector", op(text, when=known, do=[put(g.start_vector, self.vector)]))
 
     def bring_up(self) -> None:
         """smp_init of the new kernel, one CPU after the other."""
         boot, g, other = self.boot, self.flow.g, self.flow.other
         book = [put(other.bring_up, BringUp.UP), add(g.untried, -1)]
-        give_up = [put(other.bring_up, BringUp.GIVEN_UP), add(g.untried, -1), add(g.given_up, 1)]
         waking = other.bring_up == BringUp.WAKING
         finished = op("smp: all CPUs tried", when=[g.untried == 0], to="up")
         arrived = op(
@@ -564,29 +588,30 @@ class SevEsKexec:
                 "startup 2",
                 op("STARTUP again", pick=True, when=[waking], do=startup, cost=costs.IPI),
             )
-            silent = [waking, other.times_up == 0]
             idle = [other.init_pending == 0, other.sipi_pending == 0]
+            silent = [waking, other.times_up == 0, *idle]
             boot.at(
                 "await",
                 arrived,
-                op(
-                    "10 s without a sign of life: the CPU is given up",
-                    pick=True,
-                    when=[*silent, *idle, other.mp_state != lib.GHCB_MP_RUNNABLE],
-                    do=give_up,
-                    to="next",
-                    after=costs.AP_ALIVE_TIMEOUT,
-                ),
-                op(
-                    "10 s without a sign of life: the CPU is given up",
-                    pick=True,
-                    when=[*silent, *idle, other.foul != 0],
-                    do=give_up,
-                    to="next",
-                    after=costs.AP_ALIVE_TIMEOUT,
-                ),
+                self._silent([*silent, other.mp_state != lib.GHCB_MP_RUNNABLE]),
+                self._silent([*silent, other.foul != 0]),
             )
+            if self.v.retry:
+                again = [send_init(other)]
+                boot.at(
+                    "again",
+                    op("INIT again", pick=True, when=[waking], do=again, to="startup"),
+                )
         boot.at("up", ends=True)
+
+    def _silent(self, tests: list[Test]) -> Op:
+        g, other = self.flow.g, self.flow.other
+        common = partial(op, pick=True, when=tests, after=costs.AP_ALIVE_TIMEOUT)
+        if self.v.retry:
+            return common("10 s without a sign of life: once more", to="again")
+        book = [put(other.bring_up, BringUp.GIVEN_UP), add(g.untried, -1), add(g.given_up, 1)]
+        text = "10 s without a sign of life: the CPU is given up"
+        return common(text, do=book, to="next")
 
     def _next_by_mailbox(self, finished: Op, arrived: Op) -> None:
         g, other = self.flow.g, self.flow.other

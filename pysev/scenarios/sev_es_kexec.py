@@ -13,8 +13,18 @@ from typing import Any
 
 from ghcbcore._cffi import lib
 
+from ..checking import LIVELOCK
 from ..flow import Flow
-from ..flows.sev_es_kexec import BEFORE_HLT, EARLY, IN_HOLD, IN_PAGE, Kernel, SevEsKexec, Variant
+from ..flows.sev_es_kexec import (
+    BEFORE_HLT,
+    EARLY,
+    IN_HOLD,
+    IN_PAGE,
+    BringUp,
+    Kernel,
+    SevEsKexec,
+    Variant,
+)
 from ..machine import Machine
 from ..states import States
 from ..words import Fate
@@ -29,7 +39,7 @@ ALL_UP = "every AP comes up"
 REFUSED = "kexec is refused with ENOSYS"
 UNDISTURBED = "nothing happens to any CPU"
 ONE_CPU = "the crash kernel runs on one CPU"
-OLD_MEMORY = "the old kernel's memory is left alone"
+NOTES = "registers saved before counting down"
 
 
 def _no_foreign_fetch(s: States) -> Any:
@@ -46,7 +56,7 @@ def _once(s: States, vector: int) -> Any:
 
 
 def _all_up(s: States) -> Any:
-    return (s.cpu.times_up == 1).all(axis=1)
+    return ((s.cpu.times_up == 1) & (s.cpu.bring_up == BringUp.UP)).all(axis=1)
 
 
 def _flow(variant: Variant, machine: Machine, name: str) -> Flow:
@@ -75,8 +85,9 @@ def _kexec(variant: Variant, name: str) -> Callable[[Machine], Flow]:
         flow.at_end(ALL_UP, _all_up, "every AP comes up in the new kernel")
         holds = variant.hand_over in ("page", "hold")
         if machine.n_cpus > 1:
-            flow.sometimes("an AP comes up", lambda s: (s.cpu.times_up == 1).any(axis=1))
-            if holds:
+            if variant.hand_over != "hold":
+                flow.sometimes("an AP comes up", lambda s: (s.cpu.times_up == 1).any(axis=1))
+            if variant.hand_over == "page":
                 flow.sometimes("an AP is held while the new kernel runs", _held_under_new)
         if holds:
             flow.count_cpus("parked", lambda s: s.at("AP", "held"))
@@ -109,14 +120,20 @@ def _refused(variant: Variant, name: str) -> Callable[[Machine], Flow]:
     return build
 
 
+def _notes(s: States) -> Any:
+    counted = s.n_others - s.g.stopping.astype(int)
+    before = s.at("boot CPU", "firmware", "negotiate", "panic")
+    return before | (s.cpu.note.sum(axis=1) >= counted)
+
+
 def _kdump(variant: Variant, name: str) -> Callable[[Machine], Flow]:
     def build(machine: Machine) -> Flow:
         flow = _flow(variant, machine, name)
         flow.at_end(ONE_CPU, lambda s: s.at("boot CPU", "up") & (s.cpu.times_up == 0).all(axis=1))
         flow.always(
-            OLD_MEMORY,
-            lambda s: (s.g.text_taken == 0) & (s.g.tables_taken == 0) & (s.g.low_taken == 0),
-            "the crash kernel lives in its reservation",
+            NOTES,
+            _notes,
+            "a CPU that has counted down has saved its registers",
         )
         if machine.n_cpus > 1:
             flow.sometimes(
@@ -134,6 +151,7 @@ def _kdump(variant: Variant, name: str) -> Callable[[Machine], Flow]:
 THREAD = 'kexec list 2021-05, "x86/kexec/64: Forbid kexec when running as an SEV-ES guest"'
 SERIES = '"x86/sev: KEXEC/KDUMP support for SEV-ES guests", RFC 2021-07 to v6 2024-06'
 STOP = "Linux arch/x86/kernel/{smp,process}.c (1f5e7eb7868e)"
+MANY = "more than one possible CPU (with one, the series supports kexec)"
 TIMEOUT = "a CPU that can come up does so within the 10 s for which the new kernel waits"
 ATOMIC_HLT = "clearing the bit in cpus_stop_mask and HLT are one step"
 NO_NMI = "every AP reports within a second, so that no NMI is sent (smp_no_nmi_ipi)"
@@ -213,6 +231,7 @@ _add(
     "",
     "version 1: no park code is installed, loading fails with ENOSYS, no CPU is touched",
     f"{SERIES}, patches 2, 5, 12",
+    MANY,
     kind=_refused,
 )
 _add(
@@ -233,6 +252,7 @@ _add(
     "",
     "segment bases have 32 bits: a table above 4 GiB is not used, loading fails with ENOSYS",
     f"{SERIES}, set-up of the jump table",
+    MANY,
     kind=_refused,
     jump_table=(1 << 51) - lib.GHCB_PAGE_SIZE,  # above RAM of any size, below a C-bit 51
 )
@@ -242,20 +262,21 @@ _add(
     Variant(hand_over="hold", acknowledges=IN_HOLD),
     "violated",
     NO_FOREIGN_FETCH,
-    "the hypervisor wakes the AP, which goes on in memory that the new kernel has taken",
+    "the hypervisor wakes the AP, which goes on to the old kernel's start-up code, in memory that "
+    "the new kernel has taken",
     f"{THREAD}; play_dead of an SEV-ES guest",
     NO_NMI,
     TIMEOUT,
 )
 _add(
     "jump-table",
-    "APs parked on the AP jump table page, held by MSR, released by SIPI",
+    "APs parked on the AP jump table page; stopped means held by the hypervisor",
     _PAGE(acknowledges=IN_HOLD),
     "holds",
     "",
     "the page is firmware's and survives; STARTUP answers the hold and the AP takes the new vector",
     SERIES,
-    "an AP counts as stopped when the hypervisor holds it",
+    "ideal: an AP counts as stopped when it is held, though no code of the page could say so",
     NO_NMI,
     TIMEOUT,
 )
@@ -282,6 +303,27 @@ _add(
     TIMEOUT,
 )
 _add(
+    "jump-table-ack-in-page-retry",
+    "as jump-table-ack-in-page, but the new kernel sends INIT and STARTUP until the AP is up",
+    _PAGE(acknowledges=IN_PAGE, retry=True),
+    "holds",
+    "",
+    "a lost STARTUP is sent again, and finds the vCPU held",
+    "derived from KVM's SIPI delivery",
+    NO_NMI,
+)
+_add(
+    "jump-table-spurious-wake",
+    "as jump-table, with a hypervisor that lets a held vCPU run for no reason",
+    _PAGE(acknowledges=IN_HOLD, spurious=True),
+    "deadlock",
+    LIVELOCK,
+    "the AP asks again to be held; a STARTUP that comes in between is lost and never sent again",
+    "derived from KVM's SIPI delivery; P9 of the park code expects such a wake",
+    NO_NMI,
+    TIMEOUT,
+)
+_add(
     "jump-table-nmi",
     "as jump-table, with the NMI that Linux sends to CPUs that have not stopped after a second",
     _PAGE(acknowledges=IN_HOLD, nmi=True),
@@ -297,9 +339,9 @@ _add(
     Variant(hand_over="mailbox", acknowledges=EARLY),
     "holds",
     "",
-    "each AP waits in firmware memory and is sent on by one store",
+    "each AP waits in firmware memory and is sent on by one store; TEST sees that it has arrived",
     f"{THREAD}; mailbox of ACPI MADT type 0x10",
-    "loop and page tables of the mailbox are firmware's memory",
+    "loop and page tables of the mailbox are firmware's memory (those merged for TDX are RAM)",
     NO_NMI,
 )
 _add(
