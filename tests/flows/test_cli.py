@@ -619,7 +619,7 @@ def test_a_line_of_100_mb_takes_no_memory(tmp_path, args, filler, says):
     with source.open("wb") as line:
         for _ in range(100):
             line.write(filler * (HUNDRED_MB // 100))
-    # the child says its own peak: what the kernel accounts to it counts the fork of this process too
+    # the child says its own peak: the accounting of wait4 counts the fork of this process too
     peak = tmp_path / "peak"
     code = (
         "import sys; from pysev.cli import main; status = main(sys.argv[2:])\n"
