@@ -555,8 +555,7 @@ class SevEsKexec:
                 ask = self.ask_table(lib.GHCB_AP_JUMP_TABLE_GET)
                 get = "new kernel: VMGEXIT: AP jump table, get"
                 boot.at("jump table again", op(get, do=ask, cost=costs.VMGEXIT))
-        page = self.v.guest != lib.GHCB_GUEST_PLAIN and self.v.hand_over != "mailbox"
-        known = [flow.boot.sw_exit_info_2 == self.m.jump_table_gpa] if page else []
+        known = [flow.boot.sw_exit_info_2 == g.table] if self.v.hand_over == "page" else []
         boot.at("vector", op(text, when=known, do=[put(g.start_vector, self.vector)]))
 
     def bring_up(self) -> None:
