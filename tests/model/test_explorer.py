@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import os
 import signal
 import subprocess
 import sys
@@ -479,9 +478,7 @@ def test_a_second_thread_is_refused_and_harms_nothing():
 def in_child(text):
     """Run Python in a process of its own and return what it prints."""
     done = subprocess.run(
-        [sys.executable, "-I", "-c", textwrap.dedent(text)]
-        if "PYTHONPATH" not in os.environ
-        else [sys.executable, "-c", textwrap.dedent(text)],
+        [sys.executable, "-P", "-c", textwrap.dedent(text)],  # -P: not the uncompiled tree
         capture_output=True,
         text=True,
         timeout=300,
