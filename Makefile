@@ -130,7 +130,9 @@ stubs: build
 
 wheel: $(VENV)/stamp-dev
 	rm -rf dist
-	$(VENV)/bin/python -m build --outdir dist .
+	@echo 'building dist/ (log in build/wheel.log)'
+	@$(VENV)/bin/python -m build --no-isolation --outdir dist . >build/wheel.log 2>&1 || \
+	  { tail -n 40 build/wheel.log; exit 1; }
 	tools/smoke-test dist/*.whl $(PYTHON)
 
 clean:
