@@ -208,6 +208,9 @@ cdef class Explorer:
     # while `reach_back` runs: the marks of the states, and whether a marked one was met
     cdef uint8_t *marks
     cdef uint8_t met
+    cdef uint32_t *edges  # pairs of states, collected where it is not NULL
+    cdef Py_ssize_t n_edges
+    cdef uint64_t looking
     cdef object _lock  # held by expand, which releases the GIL
 
     def __cinit__(
@@ -532,7 +535,12 @@ cdef class Explorer:
         slot = hash_words(self.batch, self.words) & self.mask
         while self.index[slot]:
             if memcmp(self.key(self.index[slot] - 1), self.batch, 8 * self.words) == 0:
-                self.met |= self.marks[self.index[slot] - 1]
+                if self.marks[self.index[slot] - 1]:
+                    self.met = 1
+                elif self.edges != NULL:
+                    self.edges[2 * self.n_edges] = <uint32_t> self.looking
+                    self.edges[2 * self.n_edges + 1] = self.index[slot] - 1
+                    self.n_edges += 1
                 return
             slot = (slot + 1) & self.mask
 
@@ -638,18 +646,18 @@ cdef class Explorer:
     def reach_back(self, uint8_t[::1] marks not None):
         """Mark, in place, every state from which a marked one can be reached.
 
-        Sweeps backwards over the states and executes again what follows from each that is not
-        marked yet, until a sweep finds nothing; edges are not stored. All states must have been
-        expanded, or be marked. Releases the GIL.
+        One sweep backwards over the states executes again what follows from each: steps lead
+        forwards as a rule, so few are left. For those the edges among them are collected and
+        followed backwards. All states must have been expanded, or be marked. Releases the GIL.
 
         Parameters
         ----------
         marks : uint8 array, shape (n_states,)
 
-        Returns
-        -------
-        int
-            How many sweeps it took.
+        Raises
+        ------
+        MemoryLimit
+            The edges do not fit; ``marks`` is not complete.
         """
         if <uint64_t> marks.shape[0] != self.n_states:
             raise _errors.OutOfRange(f"{marks.shape[0]} marks for {self.n_states} states")
@@ -657,33 +665,66 @@ cdef class Explorer:
             raise _errors.StateConflict("the explorer is in use")
         self.marks = &marks[0]
         try:
-            return self._sweep()
+            self._sweep()
+            self._follow_edges_back(_np.asarray(marks))
         finally:
             self.marks = NULL
+            self.edges = NULL
             self.met = 0
             self._lock.release()
 
-    cdef Py_ssize_t _sweep(self) except -1:
-        cdef Py_ssize_t sweeps = 0
+    cdef int _sweep(self) except -1:
+        cdef uint64_t state = self.n_states
+        while state:
+            state -= 1
+            if state & 0xffff == 0:
+                PyErr_CheckSignals()
+            if self.marks[state]:
+                continue
+            self.met = 0
+            with nogil:
+                self._expand_one(state)
+            self.marks[state] = self.met
+        return 0
+
+    cdef int _follow_edges_back(self, marks) except -1:
+        cdef Py_ssize_t room = 1 << 12
+        cdef Py_ssize_t most = self._most_successors()
+        cdef uint32_t[:, ::1] view
         cdef uint64_t state
-        cdef bint changed = True
-        while changed:
-            changed = False
-            sweeps += 1
-            state = self.n_states
-            while state:
-                state -= 1
-                if state & 0xffff == 0:
-                    PyErr_CheckSignals()
-                if self.marks[state]:
-                    continue
-                self.met = 0
-                with nogil:
-                    self._expand_one(state)
-                if self.met:
-                    self.marks[state] = 1
-                    changed = True
-        return sweeps
+        edges = _np.empty((room, 2), dtype=_np.uint32)
+        seeds = []
+        self.n_edges = 0
+        for i in _np.flatnonzero(marks == 0):
+            state = i
+            if self.n_edges + most > room:
+                room = 2 * (room + most)
+                self._account(8 * room - edges.nbytes)
+                edges = _grown(edges, room)
+            view = edges
+            self.edges = &view[0, 0]
+            self.looking = state
+            self.met = 0
+            with nogil:
+                self._expand_one(state)
+            if self.met:
+                seeds.append(i)
+        edges = edges[: self.n_edges]
+        edges = edges[_np.argsort(edges[:, 1], kind="stable")]
+        frontier = _np.array(seeds, dtype=_np.int64)
+        while frontier.size:
+            marks[frontier] = 1
+            first = _np.searchsorted(edges[:, 1], frontier, "left")
+            n = _np.searchsorted(edges[:, 1], frontier, "right") - first
+            # the runs [first, first + n), one behind the other
+            runs = _np.repeat(first - _np.cumsum(n) + n, n) + _np.arange(n.sum())
+            before = _np.unique(edges[runs, 0])
+            frontier = before[marks[before] == 0]
+        return 0
+
+    cdef Py_ssize_t _most_successors(self) except -1:
+        """Return a bound on the successors of one state: every alternative, for every two CPUs."""
+        return len(self.program.alts) * (self.n_others + 1) * (self.n_others + 1)
 
     # -- what was found --------------------------------------------------------------------
 

@@ -74,7 +74,8 @@ class CheckResult:
     verdict : str
         ``holds``, ``violated``, ``deadlock`` or ``unknown`` (not complete, nothing found).
     property : str
-        The one violated after the fewest steps; empty if none is.
+        The one violated after the fewest steps, the built-in ones only if no other is; empty if
+        none is.
     states, transitions, depth : int
         Distinct states (CPUs that are alike are alike), steps between them, longest distance.
     complete : bool
@@ -149,10 +150,9 @@ class _Search:
                     self._chunk(begin, min(begin + CHUNK, high))
                 low = high
                 self.depth += low < ex.n_states
+            self._look_back()
         except MemoryLimit:
             self.complete = False
-        else:
-            self._look_back()
 
     def _look_back(self) -> None:
         """Find the first state from which no order of events leads to an end any more."""
@@ -275,7 +275,11 @@ def check(
         raise PropertyError(f"two properties of one name: {sorted(names)}")
     limit = None if seconds is None else began + seconds
     search = _search(compiled, everything, symmetric, max_bytes, limit)
-    first = sorted(search.first.items(), key=lambda item: (item[1][0], item[0] in BUILT_IN))
+    # what is wrong is named before who waits, however long that takes to show
+    first = sorted(
+        search.first.items(),
+        key=lambda item: (item[0] == LIVELOCK, item[0] == DEADLOCK, item[1][0]),
+    )
     unreached = [name for name, reached in search.reached.items() if not reached]
     verdict, broken = "holds" if search.complete else "unknown", ""
     steps: tuple[Step, ...] = ()

@@ -27,8 +27,8 @@ from .states import States
 __all__ = ["RunResult", "run"]
 
 LOOK = 1 << 16
-MAX_STEPS_PER_CPU = 100_000
-"""A run is given up after this many steps for each CPU: no flow of the library needs a hundred."""
+MAX_STEPS, MAX_STEPS_PER_CPU = 100_000, 1_000
+"""A run is given up after so many steps: no flow of the library needs a hundred for each CPU."""
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -108,7 +108,7 @@ def run(flow: Flow, machine: Machine, seed: int = 0) -> RunResult:
     states = States.of_record(compiled, record)
     simulator = Simulator(compiled.program, record, seed)
     broken: dict[str, str] = {}
-    limit = MAX_STEPS_PER_CPU * machine.n_cpus
+    limit = MAX_STEPS + MAX_STEPS_PER_CPU * machine.n_cpus
     going = True
     while going and simulator.n_steps < limit:
         going = simulator.advance(min(LOOK, limit - simulator.n_steps))

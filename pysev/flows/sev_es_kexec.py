@@ -93,7 +93,7 @@ class Variant:
     nmi: bool = False  # NMI to those that have not stopped after a second
     test: bool = True  # mailbox: TEST before relocating
     retry: bool = False  # the new kernel sends INIT and STARTUP again to a CPU that stays silent
-    spurious: bool = False  # the hypervisor wakes a held vCPU for no reason of the guest's
+    spurious: bool = False  # the hypervisor may wake each held vCPU once, for nothing
 
     def start_vector(self, machine: Machine) -> int:
         """Return where the new kernel wants its APs: STARTUP's vector, or what the page has."""
@@ -352,11 +352,16 @@ class SevEsKexec:
             self.wake_held(thread)
 
     def wake_held(self, thread: Agent) -> None:
-        """The hypervisor lets a held vCPU run although no STARTUP came; the answer's data is 0."""
+        """The hypervisor lets a held vCPU run once although no STARTUP came; data stays 0."""
+        self.flow.per_cpu(woken=0)
         cpu = self.flow.cpu
         wake = [put(cpu.mp_state, MpState.RUNNABLE), put(cpu.reset_hold, Hold.NONE)]
-        held = cpu.mp_state == MpState.AP_RESET_HOLD
-        thread.add("deliver", op("wakes the held vCPU for nothing", when=[held], do=wake, to="."))
+        held = [cpu.mp_state == MpState.AP_RESET_HOLD, cpu.woken == 0]
+        text = "wakes the held vCPU for nothing"
+        once = op(
+            text, when=held, do=[*wake, put(cpu.woken, 1)], to=".", after=costs.S, spread=True
+        )
+        thread.add("deliver", once)
 
     # -- the boot CPU ------------------------------------------------------------------------
 

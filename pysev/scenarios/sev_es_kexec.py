@@ -13,7 +13,6 @@ from typing import Any
 
 from ghcbcore._cffi import lib
 
-from ..checking import LIVELOCK
 from ..flow import Flow
 from ..flows.sev_es_kexec import (
     BEFORE_HLT,
@@ -314,10 +313,10 @@ _add(
 )
 _add(
     "jump-table-spurious-wake",
-    "as jump-table, with a hypervisor that lets a held vCPU run for no reason",
+    "as jump-table, with a hypervisor that lets a held vCPU run once for no reason",
     _PAGE(acknowledges=IN_HOLD, spurious=True),
-    "deadlock",
-    LIVELOCK,
+    "violated",
+    ALL_UP,
     "the AP asks again to be held; a STARTUP that comes in between is lost and never sent again",
     "derived from KVM's SIPI delivery; P9 of the park code expects such a wake",
     NO_NMI,
