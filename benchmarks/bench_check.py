@@ -25,7 +25,7 @@ from beside import OURS, SECONDS
 
 import pysev
 from ghcbcore.explorer import Explorer, PlainExplorer
-from pysev.flow import Compiled
+from pysev.compiler import Compiled
 
 pytestmark = pytest.mark.benchmark(max_time=0.3, min_rounds=3)
 

@@ -24,7 +24,7 @@ from beside import OURS
 import pysev
 from ghcbcore.simulator import Simulator
 from pysev import add, op, put
-from pysev.flow import Compiled
+from pysev.compiler import Compiled
 
 UNIT = "steps"
 WORK_NS = 100

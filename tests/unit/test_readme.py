@@ -1,6 +1,5 @@
-"""README.md is run: what it shows is what a reader gets."""
+"""The commands of README.md are run: what it shows is what a reader gets."""
 
-import doctest
 import os
 import re
 import subprocess
@@ -26,7 +25,11 @@ def sessions():
 
 
 def pattern(printed):
-    lines = [r"(?:.*\n)*?" if x == "..." else re.escape(x) + r"\n" for x in printed.splitlines()]
+    """Return what matches the lines, whatever the width of a column is."""
+    lines = [
+        r"(?:.*\n)*?" if line == "..." else re.sub(r"(?:\\ )+", " +", re.escape(line)) + r"\n"
+        for line in printed.splitlines()
+    ]
     return "".join(lines)
 
 
@@ -41,15 +44,6 @@ def test_command_prints_what_the_readme_shows(command, printed):
     )
     assert done.stderr == ""
     assert re.fullmatch(pattern(printed), done.stdout), done.stdout
-
-
-def test_python_lines_give_what_the_readme_shows():
-    (block,) = blocks("pycon")
-    test = doctest.DocTestParser().get_doctest(block, {}, "README.md", "README.md", 0)
-    assert len(test.examples) >= 8
-    said = []
-    doctest.DocTestRunner(verbose=False).run(test, out=said.append)
-    assert "".join(said) == ""
 
 
 def test_links_lead_to_files():
