@@ -37,6 +37,7 @@ cdef enum:
     MAX_CHUNKS = (1 << 14) - 1  # below 4 G states: a parent and an entry of the index are uint32
     MAX_OTHERS = 63
     MAX_WORDS = 17            # of a key: 4 + 63 * 2 bytes
+    UNINTERRUPTED = 1 << 16   # states between two looks at signals
     BATCH = 1024              # keys that are hashed and prefetched before they are looked up
     NO_SLICE = 0xffffffff
     PLAIN = 0                 # kinds of a remembered transition
@@ -630,16 +631,18 @@ cdef class Explorer:
     cdef int _expand(self, uint64_t first, uint64_t end, const uint8_t[::1] skip) except -1:
         if end > self.n_states or first > end or (skip is not None and skip.shape[0] != end - first):
             raise _errors.OutOfRange(f"states {first} to {end} of {self.n_states}")
-        cdef uint64_t state
-        cdef Py_ssize_t i
-        for i in range(<Py_ssize_t> (end - first)):
-            if skip is not None and skip[i]:
-                continue
-            state = first + <uint64_t> i
-            if i & 0xffff == 0xffff:
+        cdef Py_ssize_t i = 0, n = <Py_ssize_t> (end - first)
+        cdef Py_ssize_t stop
+        cdef bint all_of_them = skip is None
+        while i < n:
+            if i:
                 PyErr_CheckSignals()
-            with nogil:
-                self._expand_one(state)
+            stop = min(n, i + UNINTERRUPTED)
+            with nogil:  # once for many states: taking the GIL costs as much as a small state
+                while i < stop:
+                    if all_of_them or not skip[i]:
+                        self._expand_one(first + <uint64_t> i)
+                    i += 1
         self.flush()
         return 0
 
