@@ -74,6 +74,15 @@ cdef inline uint64_t hash_words(const uint64_t *words, Py_ssize_t n) noexcept no
     return h ^ (h >> 32)
 
 
+cdef inline bint same_words(const uint64_t *a, const uint64_t *b, Py_ssize_t n) noexcept nogil:
+    """A key has a few words: less than a call of memcmp."""
+    cdef Py_ssize_t i
+    for i in range(n):
+        if a[i] != b[i]:
+            return False
+    return True
+
+
 @cython.final
 cdef class Parts:
     """Distinct parts of records (global parts, or slices), each stored once, numbered from 0."""
@@ -382,7 +391,7 @@ cdef class Explorer:
                 k = self.batch + i * self.words
                 slot = self.hashes[i] & self.mask
                 while self.index[slot]:
-                    if memcmp(self.key(self.index[slot] - 1), k, 8 * self.words) == 0:
+                    if same_words(self.key(self.index[slot] - 1), k, self.words):
                         break
                     slot = (slot + 1) & self.mask
                 if self.index[slot] == 0:
