@@ -28,7 +28,8 @@ from pysev.compiler import Compiled
 
 UNIT = "steps"
 WORK_NS = 100
-ROUNDS = 5
+ROUNDS = 15
+TOKEN_STEPS = 100_000  # of both sides: the start, where all fall asleep, counts the same
 
 sizes = pytest.mark.parametrize("n_cpus", [64, 4096])
 
@@ -207,10 +208,6 @@ def jump_table(n_cpus: int) -> Compiled:
     return scenario.build(pysev.Machine.of(n_cpus)).compile(n_cpus)
 
 
-def _n_token_steps(n_cpus: int) -> int:
-    return 100_000 if n_cpus == 64 else 400_000
-
-
 def _token(n_cpus: int) -> str:
     return f"run: token, {n_cpus} CPUs"
 
@@ -222,7 +219,7 @@ def _kexec(n_cpus: int) -> str:
 @sizes
 def bench_token(timed: Any, n_cpus: int) -> None:
     compiled = token_flow(n_cpus - 1).compile(n_cpus)
-    n = _n_token_steps(n_cpus)
+    n = TOKEN_STEPS
 
     def advance(simulator: Simulator) -> Simulator:
         assert simulator.advance(n)
@@ -236,7 +233,7 @@ def bench_token(timed: Any, n_cpus: int) -> None:
 
 @sizes
 def bench_token_simpy(timed: Any, n_cpus: int) -> None:
-    n = 20_000
+    n = TOKEN_STEPS
     got = timed(
         _token(n_cpus),
         "SimPy",
@@ -244,7 +241,7 @@ def bench_token_simpy(timed: Any, n_cpus: int) -> None:
         UNIT,
         lambda model: model.advance(n),
         prepare=lambda: ((TokenSimPy(n_cpus - 1),), {}),
-        rounds=ROUNDS,
+        rounds=5,
     )
     assert got == n
 
@@ -279,7 +276,7 @@ def bench_jump_table_simpy(timed: Any, n_cpus: int) -> None:
         UNIT,
         lambda model: model.run(),
         prepare=lambda: ((KexecSimPy(n_cpus - 1),), {}),
-        rounds=3,
+        rounds=5,
     )
     assert got == n
 
