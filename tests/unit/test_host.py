@@ -268,7 +268,8 @@ def test_cpuid_ignores_the_index_where_there_are_no_sub_leaves():
 
 def test_msr_read_needs_rcx_and_a_write_rax_and_rdx_too():
     read_marks, write_marks = (0, 0x001C_0002_0000_0000), RAX_RCX_RDX
-    assert ask(request(MSR, 1, bitmap=read_marks)) == (2, 4)
+    for anything_but_zero in (1, 2, 2**32):
+        assert ask(request(MSR, anything_but_zero, bitmap=read_marks)) == (2, 4)
     for info1, marks in ((0, read_marks), (1, write_marks)):
         host = Host(Profile(), 1)
         ask(request(MSR, info1, bitmap=marks), host)
@@ -513,6 +514,31 @@ def test_a_vcpu_that_was_woken_by_an_interrupt_is_not_answered_later(host):
     assert host.msr(1, 0x080) == 0x3081
     start(host, 1)
     assert host.vcpus["msr"][1] == 0x3081
+
+
+def test_a_malformed_request_shows_as_well_that_the_vcpu_is_not_held(host):
+    for page in (request(0x1234), request(WBINVD, bitmap=(0, 0)), np.full(4096, 0xFF, np.uint8)):
+        host.msr(1, 0x006)
+        host.page(1, page, GPA)
+        assert host.vcpus["reset_hold"][1] == lib.GHCB_HOLD_NONE
+
+
+def test_an_nmi_does_not_wake_a_vcpu_that_waits_for_startup():
+    host = Host(Profile(), 3)
+    host.call(1, lib.GHCB_CALL_SEND_INIT)
+    host.call(1, lib.GHCB_CALL_INIT)
+    for cpu in (1, 2):
+        host.call(cpu, lib.GHCB_CALL_NMI)
+    states = [lib.GHCB_MP_INIT_RECEIVED, lib.GHCB_MP_UNINITIALIZED]
+    assert host.vcpus["mp_state"][1:].tolist() == states
+    assert host.vcpus["nmi_pending"].tolist() == [0, 1, 1]
+
+
+def test_an_nmi_wakes_a_halted_vcpu(host):
+    host.call(1, lib.GHCB_CALL_HLT)
+    assert host.vcpus["mp_state"][1] == lib.GHCB_MP_HALTED
+    host.call(1, lib.GHCB_CALL_NMI)
+    assert host.vcpus["mp_state"][1] == lib.GHCB_MP_RUNNABLE
 
 
 def test_a_latched_init_drops_a_latched_startup():
