@@ -33,6 +33,7 @@ from ghcbcore.clib cimport (
     ghcb_vm_t,
 )
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy
 
 __all__ = ["CPUID_DTYPE", "VCPU_DTYPE", "VM_DTYPE", "Host", "Profile"]
 
@@ -587,13 +588,17 @@ cdef class Host:
         """
         cdef uint64_t address = u64(gpa)
         cdef ghcb_vcpu_t *vcpu = self._vcpu(cpu)
+        cdef ghcb_page_t copy
         if page.shape[0] != sizeof(ghcb_page_t):
             raise _errors.OutOfRange(f"page of {page.shape[0]} bytes; a GHCB has {sizeof(ghcb_page_t)}")
         if address == 0 or address & clib.GHCB_MSR_INFO_MASK:
             raise _errors.Unaligned(f"gpa {address:#x}: not the address of a page")
         with self._lock:
             vcpu.msr = address
-            answer_page(&self.profile.c, self._c_vm, vcpu, <ghcb_page_t *> &page[0])
+            # a buffer of bytes may lie anywhere; the struct has words
+            memcpy(&copy, &page[0], sizeof(ghcb_page_t))
+            answer_page(&self.profile.c, self._c_vm, vcpu, &copy)
+            memcpy(&page[0], &copy, sizeof(ghcb_page_t))
 
     def call(self, Py_ssize_t cpu, function):
         """Apply one of ``GHCB_CALL_*`` to a vCPU: what its APIC or its processor does."""

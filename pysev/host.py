@@ -160,16 +160,22 @@ class Host:
 
     def vmgexit_many(self, cpus: Any, msrs: Any) -> np.ndarray[Any, np.dtype[np.uint64]]:
         """VMGEXITs by the MSR protocol, in order; see ``ghcbcore.host.Host.msr_batch``."""
-        return self.core.msr_batch(
-            np.ascontiguousarray(cpus, dtype=np.uint32), np.ascontiguousarray(msrs, dtype=np.uint64)
-        )
+        return self.core.msr_batch(_as("cpus", cpus, np.uint32), _as("msrs", msrs, np.uint64))
 
     def vmgexit_page(self, cpu: int, page: Any, gpa: int) -> None:
-        """VMGEXIT with a GHCB page (uint8 array or buffer, 4096 bytes), answered in place.
+        """VMGEXIT with a GHCB page (uint8 array, bytearray ..., 4096 bytes), answered in place.
 
-        Raises VmEnded if the event goes to user space: this host has no devices.
+        Raises
+        ------
+        VmEnded
+            The event goes to user space: this host has no devices.
+        TypeError
+            The page cannot be written to.
         """
-        self.core.page(cpu, np.frombuffer(page, dtype=np.uint8), gpa)
+        view = np.frombuffer(page, dtype=np.uint8)
+        if not view.flags.writeable:
+            raise TypeError("page: it is answered in place and must be writable")
+        self.core.page(cpu, view, gpa)
         self._ended(0)
 
     def send_init(self, cpu: int) -> None:
@@ -181,6 +187,7 @@ class Host:
         """STARTUP is latched in the vCPU's APIC, and the vCPU takes it."""
         if not 0 <= vector <= 0xFF:
             raise errors.OutOfRange(f"vector {vector:#x}: more than 8 bits")
+        self.vcpu(cpu)  # refuses one that is not there
         self.core.vcpus["sipi_vector"][cpu] = vector
         self.core.call(cpu, lib.GHCB_CALL_SEND_SIPI)
         self.core.call(cpu, lib.GHCB_CALL_SIPI)
@@ -208,3 +215,15 @@ class Host:
                 msr >> lib.GHCB_MSR_TERM_REQ_REASON_SHIFT & 0xFF,
             )
         raise VmEnded(event, int(self.core.vm["event_data"][0]))
+
+
+def _as(name: str, values: Any, dtype: Any) -> np.ndarray[Any, Any]:
+    """Return integers as a contiguous array of ``dtype``; a value that does not fit is refused."""
+    array = np.asarray(values)
+    if array.size and array.dtype.kind not in "iuO":
+        raise TypeError(f"{name}: {array.dtype} is not a type of integers")
+    limit = int(np.iinfo(dtype).max)
+    for i, value in enumerate(array.ravel().tolist() if array.dtype != dtype else ()):
+        if not 0 <= value <= limit:
+            raise errors.OutOfRange(f"{name}[{i}]: {value:#x} is not in 0..{limit:#x}")
+    return np.ascontiguousarray(array, dtype=dtype)
