@@ -137,13 +137,14 @@ class KexecSimPy:
 
     def boot(self) -> Generator[Any, Any, None]:
         env = self.env
-        for cost in (2000, 2000, 100, 100, 1000):  # negotiate, get, install, load, kexec
+        for cost in (2000, 2000, 2000, 100, 100, 1000):  # firmware ... install, load, kexec
             self.steps += 1
             yield env.timeout(cost)
         for event in self.ipi:
             event.succeed()
         yield self.all_stopped
-        for cost in (100, 100, 50_000_000, 1_500_000_000, 100):  # stopped ... vector
+        # stopped, relocate, boot, both questions to the host again, vector
+        for cost in (100, 100, 50_000_000, 1_500_000_000, 2000, 2000, 100):
             self.steps += 1
             yield env.timeout(cost)
         for i in range(self.n):
@@ -247,8 +248,8 @@ def bench_token_simpy(timed: Any, n_cpus: int) -> None:
 
 
 def _n_kexec_steps(n_cpus: int) -> int:
-    """Each AP 9, the hypervisor's thread of it 3, the boot CPU 4 for it; 11 once; 2 pages taken."""
-    return (9 + 3 + 4) * (n_cpus - 1) + 11 + 2
+    """Each AP 9, the hypervisor's thread of it 3, the boot CPU 4 for it; 14 once; 2 pages taken."""
+    return (9 + 3 + 4) * (n_cpus - 1) + 14 + 2
 
 
 @sizes

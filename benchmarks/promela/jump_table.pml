@@ -7,8 +7,8 @@
  *
  *  - positions in programs are SPIN's own, words are bytes and bits;
  *  - the host's answers are written out here for the one path that this flow can take: the
- *    request's MSR value is a state of `answer`, the first six steps of the boot CPU have one
- *    outcome each (their words are constants of this variant);
+ *    request's MSR value is a state of `answer`, what the boot CPU asks the host before it
+ *    loads the image, and again in the new kernel, has one outcome each (constants of this variant);
  *  - what violates a property is an assertion; "every AP comes up, nobody waits for ever" is
  *    SPIN's search for invalid end states.
  *
@@ -163,6 +163,7 @@ proctype boot_cpu()
 {
     byte i;
 
+firmware:   atomic { true };
 negotiate:  atomic { true };
 jump_table: atomic { true };
 install:    atomic { true };
@@ -181,6 +182,8 @@ stopping_others: atomic { stopping == 0 };
 stopped:    atomic { true };
 relocate:   atomic { new_kernel = 1 };
 boot:       atomic { low_taken = 1 };
+negotiate_again: atomic { new_kernel };
+jump_table_again: atomic { new_kernel };
 write:      atomic { vector_written = 1 };
 next:
     if
