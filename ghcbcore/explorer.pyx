@@ -219,7 +219,7 @@ cdef class Explorer:
     cdef uint8_t *marks
     cdef uint8_t met
     cdef uint32_t *edges  # pairs of states, collected where it is not NULL
-    cdef Py_ssize_t n_edges
+    cdef Py_ssize_t n_edges, edges_bytes
     cdef uint64_t looking
     cdef object _lock  # held by expand, which releases the GIL
 
@@ -540,11 +540,12 @@ cdef class Explorer:
 
     cdef inline void look(self, uint32_t g, const uint16_t *ids) noexcept nogil:
         """Notice whether a successor is marked: what ``emit`` does while ``reach_back`` runs."""
+        cdef uint64_t key[MAX_WORDS]  # not the batch: an expansion that was cut off left states there
         cdef uint64_t slot
-        self.pack(g, ids, self.batch)
-        slot = hash_words(self.batch, self.words) & self.mask
+        self.pack(g, ids, key)
+        slot = hash_words(key, self.words) & self.mask
         while self.index[slot]:
-            if memcmp(self.key(self.index[slot] - 1), self.batch, 8 * self.words) == 0:
+            if same_words(self.key(self.index[slot] - 1), key, self.words):
                 if self.marks[self.index[slot] - 1]:
                     self.met = 1
                 elif self.edges != NULL:
@@ -683,6 +684,8 @@ cdef class Explorer:
             self.marks = NULL
             self.edges = NULL
             self.met = 0
+            self.size_bytes -= self.edges_bytes
+            self.edges_bytes = 0
             self._lock.release()
 
     cdef int _sweep(self) except -1:
@@ -707,11 +710,15 @@ cdef class Explorer:
         edges = _np.empty((room, 2), dtype=_np.uint32)
         seeds = []
         self.n_edges = 0
-        for i in _np.flatnonzero(marks == 0):
+        for at, i in enumerate(_np.flatnonzero(marks == 0)):
             state = i
+            if at & 0xffff == 0xffff:
+                PyErr_CheckSignals()
             if self.n_edges + most > room:
                 room = 2 * (room + most)
-                self._account(8 * room - edges.nbytes)
+                more = 8 * room - edges.nbytes
+                self._account(more)
+                self.edges_bytes += more
                 edges = _grown(edges, room)
             view = edges
             self.edges = &view[0, 0]

@@ -370,6 +370,49 @@ def test_pieces_find_what_one_call_finds():
     assert pieces.terminals == one.terminals
 
 
+@RANDOM
+@given(flow=flows(), n_cpus=st.integers(1, 3), symmetric=st.booleans(), data=st.data())
+def test_marks_reach_back_as_far_as_single_steps_say(flow, n_cpus, symmetric, data):
+    compiled = flow.compile(n_cpus)
+    ex = search(compiled, 600, symmetric=symmetric)
+    assume(ex is not None)
+    rows, program = records(ex), compiled.program
+    after = []
+    for row in rows:
+        after.append(set())
+        for move in program.moves(row):
+            copy = row.copy()
+            program.step(copy, *move)
+            after[-1].add(ex.state_of(copy))
+    marks = np.zeros(ex.n_states, dtype=np.uint8)
+    marks[data.draw(st.lists(st.integers(0, ex.n_states - 1), max_size=3))] = 1
+    expected, grown = set(np.flatnonzero(marks).tolist()), True
+    while grown:
+        more = {s for s, others in enumerate(after) if others & expected} - expected
+        expected |= more
+        grown = bool(more)
+    before = ex.n_states, ex.n_transitions, ex.n_bytes, ex.terminals
+    ex.reach_back(marks)
+    assert set(np.flatnonzero(marks).tolist()) == expected
+    assert (ex.n_states, ex.n_transitions, ex.n_bytes, ex.terminals) == before
+
+
+def test_looking_back_leaves_a_search_that_was_cut_off_as_it_is():
+    compiled = big(4)
+    whole = search(compiled, 1 << 30)
+    start = Explorer(compiled.program, compiled.initial_record())
+    ex = Explorer(compiled.program, compiled.initial_record(), max_bytes=start.n_bytes + (1 << 16))
+    with pytest.raises(MemoryLimit):
+        explored(ex, 1 << 30)
+    n_states = ex.n_states
+    with contextlib.suppress(MemoryLimit):
+        ex.reach_back(np.zeros(n_states, dtype=np.uint8))
+    with contextlib.suppress(MemoryLimit):
+        ex.expand(0, 0)  # what waited in the batch
+    known = {r.tobytes() for r in records(whole)}
+    assert {r.tobytes() for r in records(ex)} <= known
+
+
 def test_states_that_are_skipped_are_not_searched():
     compiled = counting(n_common_values=5).compile(1)
     ex = Explorer(compiled.program, compiled.initial_record())
