@@ -729,15 +729,16 @@ cdef class Explorer:
             if self.met:
                 seeds.append(i)
         edges = edges[: self.n_edges]
-        edges = edges[_np.argsort(edges[:, 1], kind="stable")]
+        order = _np.argsort(edges[:, 1], kind="stable")
+        source, target = edges[order, 0], edges[order, 1].astype(_np.int64)
         frontier = _np.array(seeds, dtype=_np.int64)
         while frontier.size:
             marks[frontier] = 1
-            first = _np.searchsorted(edges[:, 1], frontier, "left")
-            n = _np.searchsorted(edges[:, 1], frontier, "right") - first
+            first = _np.searchsorted(target, frontier, "left")
+            n = _np.searchsorted(target, frontier, "right") - first
             # the runs [first, first + n), one behind the other
             runs = _np.repeat(first - _np.cumsum(n) + n, n) + _np.arange(n.sum())
-            before = _np.unique(edges[runs, 0])
+            before = _np.unique(source[runs]).astype(_np.int64)
             frontier = before[marks[before] == 0]
         return 0
 
