@@ -486,40 +486,41 @@ def test_an_interrupt_ends_a_search_that_can_go_on():
 
 def test_a_second_thread_is_refused_and_harms_nothing():
     compiled = counting(n_slice_values=600, n_common_values=600).compile(2)
-    ex = Explorer(compiled.program, compiled.initial_record(), slice_bytes=2)
-    refused, stop = [], threading.Event()
+    ex = search(compiled, 1 << 30, slice_bytes=2)
+    n_states, paths = ex.n_states, ex.path(ex.n_states - 1)
+    refused, stop = set(), threading.Event()
 
     def meddle():
-        while not stop.is_set():
-            n = ex.n_states
+        while not stop.wait(0.0005):  # a pause: the search must get its turn too
             for use in (
-                lambda n=n: ex.expand(0, 1),
-                lambda n=n: ex.part_ids(0, n),
-                lambda n=n: ex.path(n - 1),
+                lambda: ex.expand(0, 1),
+                lambda: ex.part_ids(0, 10),
+                lambda: ex.path(n_states - 1),
                 lambda: ex.state_of(compiled.initial_record()),
                 ex.tables,
             ):
                 try:
                     use()
                 except StateConflict as error:
-                    refused.append(str(error))
+                    refused.add(str(error))
 
     threads = [threading.Thread(target=meddle) for _ in range(2)]
     for thread in threads:
         thread.start()
-    low = 0
     try:
-        while low < ex.n_states:
-            high = ex.n_states
+        for _ in range(200):  # each takes milliseconds without the GIL
             with contextlib.suppress(StateConflict):
-                ex.expand(low, high)
-                low = high
+                ex.expand(0, n_states)
+            if refused:
+                break
     finally:
         stop.set()
         for thread in threads:
             thread.join()
-    assert ex.n_states == 601 * 601
-    assert set(refused) == {"the explorer is in use"}
+    ex.expand(0, n_states)
+    assert ex.n_states == n_states == 601 * 601
+    assert ex.path(n_states - 1) == paths
+    assert refused == {"the explorer is in use"}
 
 
 def in_child(text):
