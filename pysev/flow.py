@@ -296,7 +296,6 @@ class Property:
     kind: str
     holds: Callable[[States], Any]
     text: str = ""
-    source: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

@@ -15,6 +15,7 @@ import numpy as np
 from ghcbcore import errors
 from ghcbcore import host as _core
 from ghcbcore._cffi import lib
+from ghcbcore.msr import decode_one
 
 __all__ = ["Entry", "Event", "Guest", "Hold", "Host", "MpState", "Vcpu", "VmEnded"]
 
@@ -210,10 +211,8 @@ class Host:
         if event is Event.NONE:
             return
         if event is Event.SEV_TERM and msr & lib.GHCB_MSR_INFO_MASK == lib.GHCB_MSR_TERM_REQ:
-            raise errors.Terminated(
-                msr >> lib.GHCB_MSR_TERM_REQ_SET_SHIFT & 0xF,
-                msr >> lib.GHCB_MSR_TERM_REQ_REASON_SHIFT & 0xFF,
-            )
+            asked = decode_one(msr)
+            raise errors.Terminated(asked.a, asked.b)
         raise VmEnded(event, int(self.core.vm["event_data"][0]))
 
 

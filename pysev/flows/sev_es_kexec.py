@@ -378,7 +378,8 @@ class SevEsKexec:
     def negotiate(self, label: str, kernel: str) -> None:
         """Protocol version: one VMGEXIT, min(2, what the host has)."""
         flow, boot, g = self.flow, self.boot, self.flow.g
-        top = flow.boot.msr & 0xFFFF << lib.GHCB_MSR_SEV_INFO_RESP_MAX_SHIFT
+        shift, width = lib.GHCB_MSR_SEV_INFO_RESP_MAX_SHIFT, lib.GHCB_MSR_SEV_INFO_RESP_MAX_WIDTH
+        top = flow.boot.msr & ((1 << width) - 1) << shift
         boot.at(
             label,
             op(
@@ -386,7 +387,7 @@ class SevEsKexec:
                 do=[
                     *ask_msr(flow.boot, lib.GHCB_MSR_SEV_INFO_REQ),
                     put(g.version, top),
-                    shift_right(g.version, lib.GHCB_MSR_SEV_INFO_RESP_MAX_SHIFT),
+                    shift_right(g.version, shift),
                     when(g.version >= lib.GHCB_VERSION_MAX, put(g.version, lib.GHCB_VERSION_MAX)),
                 ],
                 cost=costs.VMGEXIT,
