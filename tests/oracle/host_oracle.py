@@ -1,174 +1,215 @@
 """KVM's host for one VM, told a second time: slow, obvious, and without the core.
 
-Written from the GHCB fact sheet (1.1, 2, 4, 5, 7.1, 8, 10) and the SIPI rules of the kexec fact
-sheet (1.5), before the answer functions of ``ghcbcore/host.pyx`` were read. Nothing here imports
-``ghcbcore``; every number is typed from the fact sheets. What the project made up itself has
-words here (events, kinds of hold, ways to enter), and the test translates them.
+Written from the GHCB fact sheet (1.1, 2, 4 to 8, 10, 11), the SIPI rules of the kexec fact sheet
+(1.5) and, where these are silent, KVM's host code and the fork "CL" (coconut-svsm), before the
+answer functions of ``ghcbcore/host.pyx`` were read. Nothing in the five files (``ghcb_oracle``,
+``psc_oracle``, ``vcpu_oracle``, ``nae_oracle``, this one) imports ``ghcbcore``; every number is
+typed from the fact sheets. What the project made up itself has words here (events, kinds of hold,
+ways to enter, pending AP creation), and a test translates them.
 
-OPEN marks what the fact sheets leave to the implementer. There the oracle states what the
-docstrings of ``Host`` and ``host.h`` promise, or what ``Host`` was seen to do from outside:
+A device is an object with ``memory(gpa, n, data=None)`` (bytes read; True written; None: cannot be
+accessed) and ``access(kind, cpu, address, is_write, size, count, data, args)`` (``(status,
+result)``): "io" and "mmio" (data and result are bytes), "msr" and "pmc" (8 bytes), "map_gpa"
+(args: attributes; result unused), "vmmcall" (address is rax, args rbx, rcx, rdx, rsi; result is
+rax), "guest_request" and "ext_guest_request" (args: response GPA, of the second also data GPA and
+pages; result is INFO2 and rbx). ``data`` is None for what is read.
 
-- ``event_data``: the GHCB MSR value of a termination (the GPA, if it came by page), INFO1 of a
-  port or MMIO access, else the event code.
+OPEN marks what the fact sheets leave to the implementer. There the oracle does what KVM does, or
+what the docstrings of ``Host`` and ``host.h`` promise:
+
+- ``event_data``: the GHCB MSR value of a termination or of an unknown MSR function (the GPA, if a
+  termination came by page), INFO1 of a port or MMIO access, 0 of a vCPU that has nothing to run
+  from, else the event code.
 - A CPUID function that is listed once, with index 0, has no sub-leaves: the index is ignored.
-- A request that ends the VM leaves the same reply in the page as one that succeeds.
-- ``entry`` says how to enter and stays until whoever enters the guest has set it back.
+- A request that ends the VM leaves the same reply in the page as one that succeeds. One from an
+  unregistered page gets its registers back, but INFO1 and INFO2 stay the guest's and unmarked:
+  KVM leaves before it writes them.
+- ``entry`` says how to enter and stays until whoever enters the guest has set it back; "vmsa" is
+  from the VMSA of AP creation.
 - An NMI stays pending until the guest's role takes it; as long as it does, neither HLT nor a hold
-  puts the vCPU to sleep (KVM does not block a vCPU that has an event).
-- A STARTUP that is dropped wakes nobody.
+  puts the vCPU to sleep (KVM does not block a vCPU that has an event). INIT does not drop it
+  (KVM's does); the reset of AP creation does.
+- A STARTUP that is dropped wakes nobody. INIT leaves every vCPU waiting for a STARTUP, the boot
+  CPU too, which KVM lets run on.
 - VMGEXIT and HLT are not refused in any mp_state. They do show that the vCPU ran, so a hold that
   was not released by then is forgotten.
-- The rules of the newest KVM (scratch outside the GHCB refused, MMIO above 8 bytes refused, empty
-  accesses skipped) are not those of the default host.
+- AP creation: another vCPU is kicked at once. ``vmsa_gpa`` and ``ap_pending`` are those of VMPL 0;
+  ``vmsa_gpa`` stays once the vCPU runs from it. A VMSA page always exists. ``vmsa`` tells "launch",
+  "guest" and "none". Destroy leaves the vCPU halted; if anything but a new VMSA lets it run, the
+  run fails ("einval"; newer KVM: KVM_EXIT_FAIL_ENTRY). Addresses have 52 bits.
+- A status other than 0 from a device is as if there were no device, but for "msr" (#GP) and
+  "map_gpa" (an error of user space). A refused RDPMC is "unmodelled": KVM injects #GP directly,
+  which no reply in a page is.
+- Without a device nobody looks at memory: a scratch area outside the page is not read.
+- Unreadable pages of a guest request are the same event as an unreadable scratch area, "efault";
+  KVM returns -EIO there.
+- A guest request nobody can answer: INFO2 is the VMM's generic error, firmware status 0, KVM's
+  answer where user space reports EIO for certificates. (For a firmware that cannot be asked KVM
+  itself returns an error to user space.) The device writes the response page.
+- An extended request of another type than report is a plain one. The empty certificate table is
+  written before the device is asked, unless ``certs``; rbx is the device's.
+- String I/O is one access, however many pages; KVM splits it by pages.
+- MMIO of length 0 goes to the device unless ``mmio_max_v2`` is 8; KVM ends it without a device.
+- ``empty_string_io="complete"`` completes operand size 0 too, without looking at the scratch area.
+- VMMCALL: no paravirtual feature is offered, and that is enforced; no clock pairing.
+- RDTSCP is "unmodelled": KVM injects #UD directly. DR7 accesses do nothing and succeed.
+- MSR 0x016 and 0x018 of a guest that is not SNP: 0x016 answers as CL does (error unless the VMPL is
+  0), 0x018 ends the VM like 0x012. No VMSA for the VMPL: error.
+- RUN VMPL keeps the page and MSR of the caller; the reply is there at once. ``vmpl`` is the one
+  that runs.
+- A doorbell page at GPA 0 reads as none. #HV IPI knows NMI, INIT and STARTUP; other kinds do
+  nothing. The ICR is x2APIC's, with its reserved bits.
+- ``scratch_outside_v2``, ``mmio_max_v2``: the version is the VM's (``max_version``), not that of
+  the page.
 """
 
-# -- numbers of the fact sheets -----------------------------------------------------------------
+from ghcb_oracle import (
+    AP_RESET_HOLD,
+    BAD_INPUT,
+    CODE,
+    CPL,
+    HALTED,
+    INFO1,
+    INFO2,
+    INIT_RECEIVED,
+    INPUTS,
+    NOT_REGISTERED,
+    RAX,
+    RBX,
+    RCX,
+    RDX,
+    RSI,
+    RUNNABLE,
+    SCRATCH,
+    SNP_ONLY,
+    U32,
+    UNINITIALIZED,
+    USAGE,
+    VALID_BITMAP,
+    XCR0,
+    Exception13,
+    Fault,
+    Invalid,
+    Malformed,
+    Page,
+    Request,
+    Unregistered,
+    check_inputs,
+)
+from nae_oracle import Services
+from vcpu_oracle import Ended, Processors
 
-U64 = 2**64 - 1
+__all__ = [
+    "AP_RESET_HOLD",
+    "CODE",
+    "CPL",
+    "HALTED",
+    "INFO1",
+    "INFO2",
+    "INIT_RECEIVED",
+    "INPUTS",
+    "RAX",
+    "RBX",
+    "RCX",
+    "RDX",
+    "RSI",
+    "RUNNABLE",
+    "SCRATCH",
+    "SNP_ONLY",
+    "UNINITIALIZED",
+    "USAGE",
+    "VALID_BITMAP",
+    "XCR0",
+    "Ended",
+    "HostOracle",
+    "NoPage",
+    "Page",
+    "Request",
+]
 
-# mp_state of Linux linux/kvm.h
-RUNNABLE, UNINITIALIZED, INIT_RECEIVED, HALTED, AP_RESET_HOLD = 0, 1, 2, 3, 9
+NO_GFN = (1 << 52) - 1
+GP = 0x8000_030D  # event injection: valid, exception, vector 13
 
-# page: offsets, and the valid bit that belongs to each (offset / 8)
-CPL, RAX, RCX, RDX, RBX = 0x0CB, 0x1F8, 0x308, 0x310, 0x318
-CODE, INFO1, INFO2, SCRATCH, XCR0 = 0x390, 0x398, 0x3A0, 0x3A8, 0x3E8
-VALID_BITMAP, SHARED_BUFFER, SHARED_BUFFER_END, USAGE = 0x3F0, 0x800, 0xFF0, 0xFFC
-
-# INFO2 of a malformed request
-BAD_USAGE, BAD_SCRATCH, MISSING_INPUT, BAD_INPUT, BAD_EVENT = 2, 3, 4, 5, 6
-
-SCRATCH_LIMIT = 16 * 4096
-INT_MAX = 0x7FFF_FFFF
-
-# NAE events that a non-SNP guest of KVM may send, and what each needs besides CODE, INFO1, INFO2
-INPUTS = {
-    0x27: [],
-    0x37: [RAX],
-    0x6E: [],
-    0x6F: [RCX],
-    0x72: [RAX, RCX],  # and XCR0 if RAX is 0xD
-    0x76: [],
-    0x7B: [],  # RAX or SCRATCH, by INFO1
-    0x7C: [RCX],  # and RAX, RDX for a write
-    0x81: [RAX, CPL],
-    0x87: [],
-    0x89: [],
-    0x8A: [RAX, RCX, RDX],
-    0x8B: [RAX, RCX],
-    0x8000_0001: [SCRATCH],
-    0x8000_0002: [SCRATCH],
-    0x8000_0003: [],
-    0x8000_0004: [],
-    0x8000_0005: [],
-    0x8000_FFFD: [],
-    0x8000_FFFE: [],
-    0x8000_FFFF: [],
-}
-SNP_ONLY = [0x8000_0010, 0x8000_0011, 0x8000_0012, 0x8000_0013]
-
-# INVD, WBINVD, MONITOR, MWAIT, NMI complete: the host says "done" and that is all
-WITHOUT_EFFECT = [0x76, 0x89, 0x8A, 0x8B, 0x8000_0003]
-
-# OPEN: KVM emulates these; Host has no model of them and says so
-UNMODELLED = [0x27, 0x37, 0x6F, 0x7C, 0x81, 0x87]
-
-
-class Ended(Exception):
-    """The VM does not run any more."""
-
-
-class Malformed(Exception):
-    """INFO1 = 2: the request is refused, INFO2 says why."""
-
-
-class Invalid(Exception):
-    """-EINVAL to user space: no reply, the VM is over."""
+# DR7 accesses, INVD, WBINVD, MONITOR, MWAIT, NMI complete: the host says "done" and that is all
+WITHOUT_EFFECT = (0x27, 0x37, 0x76, 0x89, 0x8A, 0x8B, 0x8000_0003)
+UNMODELLED = frozenset({0x87})
 
 
 class NoPage(Exception):
     """The caller's mistake: this is not how a page request is made."""
 
 
-class Page:
-    """A GHCB page as its reader sees it."""
+class HostOracle(Processors, Services):
+    """One VM of KVM: ``vm`` and ``vcpus`` are dicts of what a test may compare.
 
-    def __init__(self, content):
-        self.content = content
-
-    def number(self, offset, size=8):
-        return int.from_bytes(self.content[offset : offset + size], "little")
-
-    def store(self, offset, value):
-        self.content[offset : offset + 8] = value.to_bytes(8, "little")
-
-    def is_valid(self, offset):
-        bit = offset // 8
-        return bool(self.content[VALID_BITMAP + bit // 8] >> bit % 8 & 1)
-
-    def mark_valid(self, offset):
-        bit = offset // 8
-        self.content[VALID_BITMAP + bit // 8] |= 1 << bit % 8
-
-
-class Request:
-    """What the host reads from the page, once, before it touches it."""
-
-    def __init__(self, page):
-        self.code = page.number(CODE)
-        self.info1 = page.number(INFO1)
-        self.info2 = page.number(INFO2)
-        self.usage = page.number(USAGE, 4)
-        self.valid = {
-            offset
-            for offset in (CPL, RAX, RCX, RDX, RBX, CODE, INFO1, INFO2, SCRATCH, XCR0)
-            if page.is_valid(offset)
-        }
-        self.regs = {
-            offset: page.number(offset) if offset in self.valid else 0
-            for offset in (RAX, RBX, RCX, RDX)
-        }
-        self.scratch = page.number(SCRATCH) if SCRATCH in self.valid else 0
-
-
-class HostOracle:
-    """One VM of KVM: ``vm`` and ``vcpus`` are dicts of what a test may compare."""
+    The switches are hosts that differ (fact sheet 10, 11.2); their defaults are KVM before the
+    hardening of 2026. ``unmodelled`` are events that end the VM instead of being answered.
+    """
 
     def __init__(
-        self, *, sev_es=True, min_version=1, max_version=2, c_bit=51, hv_features=3, cpuid=(), n=1
+        self,
+        guest="sev_es",
+        n=1,
+        min_version=1,
+        max_version=2,
+        c_bit=51,
+        hv_features=3,
+        cpuid=(),
+        sev_features=1,
+        device=None,
+        *,
+        unknown_msr="keep",
+        unregistered="einval",
+        scratch_outside_v2="allow",
+        mmio_max_v2=0x7FFF_FFFF,
+        empty_string_io="run",
+        psc_limit="info2",
+        gp_sign_extended=False,
+        vmpl_in_ap_create=False,
+        xcr0_required=True,
+        certs=False,
+        extra=frozenset(),
+        unmodelled=UNMODELLED,
     ):
-        self.sev_es = sev_es
+        choices = {
+            "guest": (guest, ("plain", "sev_es", "snp")),
+            "unknown_msr": (unknown_msr, ("keep", "einval")),
+            "unregistered": (unregistered, ("einval", "error")),
+            "scratch_outside_v2": (scratch_outside_v2, ("allow", "deny")),
+            "mmio_max_v2": (mmio_max_v2, (0x7FFF_FFFF, 8)),
+            "empty_string_io": (empty_string_io, ("run", "complete")),
+            "psc_limit": (psc_limit, ("info2", "scratch")),
+        }
+        for name, (value, allowed) in choices.items():
+            if value not in allowed:
+                raise ValueError(f"{name}={value!r}, not one of {allowed}")
+        if unknown := set(extra) - {"doorbell", "hv_ipi", "apic_ids", "run_vmpl", "unregister"}:
+            raise ValueError(f"extra: {sorted(unknown)}")
+        self.guest = guest
         self.max_version = max_version
         self.sev_info = max_version << 48 | min_version << 32 | c_bit << 24 | 0x001
         self.hv_features = hv_features
         self.cpuid = [(function, index, answer) for function, index, *answer in cpuid]
+        self.sev_features = sev_features
+        self.device = device
+        self.unknown_msr = unknown_msr
+        self.unregistered = unregistered
+        self.scratch_outside_v2 = scratch_outside_v2
+        self.mmio_max_v2 = mmio_max_v2
+        self.empty_string_io = empty_string_io
+        self.psc_limit = psc_limit
+        self.gp_sign_extended = gp_sign_extended
+        self.vmpl_in_ap_create = vmpl_in_ap_create
+        self.xcr0_required = xcr0_required
+        self.certs = certs
+        self.extra = frozenset(extra)
+        self.unmodelled = frozenset(unmodelled)
         self.vm = {"jump_table": 0, "event": "none", "event_data": 0}
-        self.vcpus = [
-            {
-                "msr": self.sev_info if sev_es else 0,  # what a reset leaves there
-                "sw_exit_code": 0,
-                "sw_exit_info_1": 0,
-                "sw_exit_info_2": 0,
-                "mp_state": UNINITIALIZED if cpu else RUNNABLE,
-                "reset_hold": "none",
-                "first_sipi": 0,
-                "init_pending": 0,
-                "sipi_pending": 0,
-                "sipi_vector": 0,
-                "nmi_pending": 0,
-                "entry": "resume",
-            }
-            for cpu in range(n)
-        ]
+        self.create_vcpus(n, 0 if guest == "plain" else self.sev_info)  # what a reset leaves there
 
     def end(self, event, data):
         self.vm["event"] = event
         self.vm["event_data"] = data
-
-    def running(self, cpu):
-        """Return the vCPU, which executed an instruction: no hold lasts longer than that."""
-        vcpu = self.still(cpu)
-        vcpu["reset_hold"] = "none"
-        return vcpu
 
     # -- GHCB MSR protocol --------------------------------------------------------------------
 
@@ -176,10 +217,10 @@ class HostOracle:
         if value and value % 0x1000 == 0:
             raise NoPage
         vcpu = self.running(cpu)
-        vcpu["msr"] = self.answer_msr(vcpu, value)
+        vcpu["msr"] = self.answer_msr(cpu, vcpu, value)
         return vcpu["msr"]
 
-    def answer_msr(self, vcpu, value):
+    def answer_msr(self, cpu, vcpu, value):
         code = value & 0xFFF
         if code == 0x002:
             return self.sev_info
@@ -191,21 +232,47 @@ class HostOracle:
             return 0x007
         if code == 0x080:
             return self.hv_features << 12 | 0x081
-        if code in (0x010, 0x012, 0x014, 0x100):  # the first three: not an SNP guest
+        if code in (0x010, 0x012, 0x014):
+            if self.guest == "snp":
+                return self.answer_snp_msr(cpu, vcpu, value)
             self.end("sev_term", value)
-        return value  # also 0, and all that KVM does not know: kept as it is
+            return value
+        if code == 0x100:
+            self.end("sev_term", value)
+            return value
+        if code == 0x016 and "run_vmpl" in self.extra:
+            error = 0 if self.run_vmpl(cpu, value >> 32 & 0xFF) else 1
+            return error << 32 | 0x017
+        if code == 0x018 and "unregister" in self.extra:
+            if self.guest != "snp":
+                self.end("sev_term", value)
+                return value
+            gfn = vcpu["registered_gpa"] >> 12 or NO_GFN
+            vcpu["registered_gpa"] = 0
+            return gfn << 12 | 0x019
+        if value and self.unknown_msr == "einval":
+            self.end("einval", value)
+        return value
+
+    def answer_snp_msr(self, cpu, vcpu, value):
+        code = value & 0xFFF
+        if code == 0x010:
+            return NO_GFN << 12 | 0x011
+        if code == 0x012:
+            vcpu["registered_gpa"] = value & ~0xFFF
+            return value & ~0xFFF | 0x013
+        operation, gpa = value >> 52 & 0xF, value & (1 << 52) - 0x1000
+        if operation not in (1, 2) or self.device is None:
+            return 1 << 63 | 0x015
+        if self.map_gpa(cpu, gpa, 1, 1 << 4 if operation == 1 else 0) != 0:
+            return 1 << 63 | 0x015
+        return 0x015
 
     def look_up(self, function, index):
         listed = {i: answer for f, i, answer in self.cpuid if f == function}
         if list(listed) == [0]:
             return listed[0]
         return listed.get(index, [0, 0, 0, 0])
-
-    def hold(self, vcpu, how):
-        if vcpu["nmi_pending"]:
-            return
-        vcpu["reset_hold"] = how
-        vcpu["mp_state"] = AP_RESET_HOLD
 
     # -- GHCB page ----------------------------------------------------------------------------
 
@@ -221,18 +288,42 @@ class HostOracle:
         vcpu["sw_exit_info_1"] = request.info1
         vcpu["sw_exit_info_2"] = request.info2
         page.content[VALID_BITMAP : VALID_BITMAP + 16] = bytes(16)
+        reply = dict(request.regs)
         try:
-            self.check(request)
-            info1, info2 = 0, self.dispatch(vcpu, request, gpa)
-        except Malformed as refusal:
-            info1, info2 = 2, refusal.args[0]
-        except Invalid:
+            info1, info2 = self.answer_page(cpu, request, page, gpa)
+        except Unregistered:
             self.end("einval", request.code)
-            info1, info2 = 0, 0
-        vcpu["sw_exit_info_1"], vcpu["sw_exit_info_2"] = info1, info2
-        for offset, value in {**request.regs, INFO1: info1, INFO2: info2}.items():
+        else:
+            vcpu["sw_exit_info_1"], vcpu["sw_exit_info_2"] = info1, info2
+            reply = {**request.regs, INFO1: info1, INFO2: info2}
+        for offset, value in reply.items():
             page.store(offset, value)
             page.mark_valid(offset)
+
+    def answer_page(self, cpu, request, page, gpa):
+        """Return INFO1 and INFO2; the registers of the reply are in the request."""
+        try:
+            if self.guest == "snp" and self.vcpus[cpu]["registered_gpa"] != gpa:
+                if self.unregistered == "einval":
+                    raise Unregistered
+                raise Malformed(NOT_REGISTERED)
+            check_inputs(
+                request,
+                is_snp=self.guest == "snp",
+                extra=self.extra,
+                xcr0_required=self.xcr0_required,
+                vmpl_in_ap_create=self.vmpl_in_ap_create,
+            )
+            return 0, self.dispatch(cpu, request, page, gpa)
+        except Malformed as refusal:
+            return 2, refusal.args[0]
+        except Exception13:
+            return 1, GP | (0xFFFF_FFFF << 32 if self.gp_sign_extended else 0)
+        except Invalid:
+            self.end("einval", request.code)
+        except Fault:
+            self.end("efault", request.code)
+        return 0, 0
 
     def vmgexit(self, cpu):
         """VMGEXIT with the request in the vCPU's record; of a page it has only three fields."""
@@ -251,41 +342,28 @@ class HostOracle:
             content.mark_valid(offset)
         self.page(cpu, content.content, msr)
 
-    def check(self, request):
-        if request.usage != 0:
-            raise Malformed(BAD_USAGE)
-        if not {CODE, INFO1, INFO2} <= request.valid:
-            raise Malformed(MISSING_INPUT)
-        if request.code in SNP_ONLY:
-            raise Malformed(MISSING_INPUT)
-        if request.code not in INPUTS:
-            raise Malformed(BAD_EVENT)
-        needed = set(INPUTS[request.code])
-        if request.code == 0x72 and request.regs[RAX] == 0xD:  # all 64 bits
-            needed.add(XCR0)
-        if request.code == 0x7B:
-            if request.info1 & 1 << 2:  # string
-                needed.add(SCRATCH)
-            elif not request.info1 & 1 << 0:  # OUT
-                needed.add(RAX)
-        if request.code == 0x7C and request.info1 != 0:  # write
-            needed |= {RAX, RDX}
-        if not needed <= request.valid:
-            raise Malformed(MISSING_INPUT)
-
-    def dispatch(self, vcpu, request, gpa):
+    def dispatch(self, cpu, request, page, gpa):
         """Do what the event asks for and return INFO2."""
         code, regs = request.code, request.regs
-        if code == 0x72:
-            found = self.look_up(regs[RAX] & 0xFFFF_FFFF, regs[RCX] & 0xFFFF_FFFF)
+        if code in self.unmodelled:
+            self.end("unmodelled", code)
+        elif code == 0x6E:
+            self.end("internal", code)
+        elif code == 0x6F:
+            self.performance_counter(cpu, request)
+        elif code == 0x72:
+            found = self.look_up(regs[RAX] & U32, regs[RCX] & U32)
             regs[RAX], regs[RBX], regs[RCX], regs[RDX] = found
         elif code == 0x7B:
-            self.io(request, gpa)
+            self.io(cpu, request, page, gpa)
+        elif code == 0x7C:
+            self.model_specific_register(cpu, request)
+        elif code == 0x81:
+            self.hypercall(cpu, request)
         elif code in (0x8000_0001, 0x8000_0002):
-            self.check_scratch(request, gpa, request.info2)
-            self.end("mmio", request.info1)
+            self.mmio(cpu, request, page, gpa, code == 0x8000_0002)
         elif code == 0x8000_0004:
-            self.hold(vcpu, "nae")
+            self.hold(self.vcpus[cpu], "nae")
         elif code == 0x8000_0005:
             if request.info1 > 1:
                 raise Malformed(BAD_INPUT)
@@ -298,91 +376,31 @@ class HostOracle:
             self.end("sev_term", gpa)
         elif code == 0x8000_FFFF:
             raise Invalid
-        elif code == 0x6E:
-            self.end("internal", code)
-        elif code in UNMODELLED:
-            self.end("unmodelled", code)
+        elif code in SNP_ONLY or 0x8000_0014 <= code <= 0x8000_0018:
+            return self.dispatch_snp(cpu, request, page, gpa)
         else:
             assert code in WITHOUT_EFFECT
         return 0
 
-    def io(self, request, gpa):
-        if request.info1 & 1 << 2:
-            n_bytes = request.info2 * (request.info1 >> 4 & 7)
-            if request.info2 > INT_MAX or n_bytes > INT_MAX:
-                raise Invalid
-            self.check_scratch(request, gpa, n_bytes)
-        self.end("io", request.info1)
-
-    def check_scratch(self, request, gpa, n_bytes):
-        first, end = request.scratch, request.scratch + n_bytes
-        if first == 0 or end > U64:
-            raise Malformed(BAD_SCRATCH)
-        if first & ~0xFFF == gpa:
-            if first < gpa + SHARED_BUFFER or end > gpa + SHARED_BUFFER_END:
-                raise Malformed(BAD_SCRATCH)
-        elif n_bytes > SCRATCH_LIMIT:
-            raise Malformed(BAD_SCRATCH)
-
-    # -- the vCPU's APIC and processor ----------------------------------------------------------
-
-    def send_init(self, cpu):
-        vcpu = self.still(cpu)
-        vcpu["init_pending"] = 1
-        vcpu["sipi_pending"] = 0  # INIT is latched in place of everything before it
-
-    def send_sipi(self, cpu):
-        self.still(cpu)["sipi_pending"] = 1
-
-    def init(self, cpu):
-        vcpu = self.still(cpu)
-        if vcpu["init_pending"]:
-            vcpu["init_pending"] = 0
-            vcpu["mp_state"] = INIT_RECEIVED
-
-    def sipi(self, cpu):
-        vcpu = self.still(cpu)
-        if not vcpu["sipi_pending"]:
-            return
-        vcpu["sipi_pending"] = 0
-        if vcpu["mp_state"] != INIT_RECEIVED:
-            return  # dropped
-        vcpu["mp_state"] = RUNNABLE
-        if not self.sev_es:
-            vcpu["entry"] = "vector"
-            return
-        if not vcpu["first_sipi"]:
-            vcpu["first_sipi"] = 1
-            vcpu["entry"] = "launch"
+    def dispatch_snp(self, cpu, request, page, gpa):
+        """The same for the events of SNP and of the fork "CL"."""
+        code = request.code
+        if code == 0x8000_0010:
+            return self.page_state_change(cpu, request, page, gpa)
+        if code == 0x8000_0011:
+            return self.guest_request(cpu, request)
+        if code == 0x8000_0012:
+            return self.extended_guest_request(cpu, request)
+        if code == 0x8000_0013:
+            self.ap_creation(cpu, request)
+        elif code == 0x8000_0014:
+            return self.doorbell_page(cpu, request)
+        elif code == 0x8000_0015:
+            self.send_ipi(cpu, request.info1)
+        elif code == 0x8000_0017:
+            self.list_apic_ids(request)
         else:
-            vcpu["entry"] = "resume"
-            if vcpu["reset_hold"] == "nae":
-                vcpu["sw_exit_info_1"], vcpu["sw_exit_info_2"] = 0, 1
-            if vcpu["reset_hold"] == "msr":
-                vcpu["msr"] = 0x1007
-        vcpu["reset_hold"] = "none"  # it runs
-
-    def nmi(self, cpu):
-        vcpu = self.still(cpu)
-        vcpu["nmi_pending"] = 1
-        if vcpu["mp_state"] in (HALTED, AP_RESET_HOLD):
-            vcpu["mp_state"] = RUNNABLE
-            vcpu["reset_hold"] = "none"  # it runs
-
-    def take_nmi(self, cpu):
-        self.vcpus[cpu]["nmi_pending"] = 0
-
-    def hlt(self, cpu):
-        vcpu = self.running(cpu)
-        if not vcpu["nmi_pending"]:
-            vcpu["mp_state"] = HALTED
-
-    def shutdown(self, cpu):
-        self.still(cpu)
-        self.end("shutdown", 0)
-
-    def still(self, cpu):
-        """Return the vCPU of a VM that has not ended."""
-        if self.vm["event"] != "none":
-            raise Ended
-        return self.vcpus[cpu]
+            assert code == 0x8000_0018
+            if not self.run_vmpl(cpu, request.info1 & U32):
+                raise Malformed(0)
+        return 0
