@@ -13,7 +13,7 @@ import pytest
 from beside import OURS
 
 import pysev
-from ghcbcore import host
+from ghcbcore import host, profile
 from ghcbcore._cffi import ffi, lib
 
 pytestmark = pytest.mark.benchmark(max_time=0.2, min_time=1e-4)
@@ -26,7 +26,7 @@ CPUID = ((0x8000001F, 0, 0x0101FD3F, 0x00004173, 0x01FD, 0x0001),)
 
 
 def core_host() -> host.Host:
-    return host.Host(host.Profile(cpuid=CPUID), N_CPUS)
+    return host.Host(profile.Profile(cpuid=CPUID), N_CPUS)
 
 
 def requests() -> np.ndarray[Any, Any]:

@@ -28,6 +28,8 @@ cdef extern from "ghcbcore/host.h" nogil:
         GHCB_ENTRY_RESUME
         GHCB_ENTRY_LAUNCH
         GHCB_ENTRY_VECTOR
+        GHCB_ENTRY_VMSA
+        GHCB_VMSA_LAUNCH
         GHCB_EVENT_NONE
         GHCB_EVENT_SEV_TERM
         GHCB_EVENT_SHUTDOWN
@@ -36,11 +38,54 @@ cdef extern from "ghcbcore/host.h" nogil:
         GHCB_EVENT_MMIO
         GHCB_EVENT_INTERNAL
         GHCB_EVENT_UNMODELLED
+        GHCB_EVENT_EFAULT
         GHCB_GUEST_PLAIN
         GHCB_GUEST_SEV_ES
         GHCB_GUEST_SNP
+        GHCB_RULE_REPLY_UNREGISTERED
+        GHCB_RULE_REGISTER_ON_USE
+        GHCB_RULE_REGISTER_ONCE
+        GHCB_RULE_SCRATCH_IN_PAGE
+        GHCB_RULE_MMIO_8
+        GHCB_RULE_EMPTY_IO
+        GHCB_RULE_GP_SIGN_EXTENDED
+        GHCB_RULE_GP_BARE
+        GHCB_RULE_AP_VMPL
+        GHCB_RULE_AP_FEATURES_LOOSE
+        GHCB_RULE_XCR0_OPTIONAL
+        GHCB_RULE_INPUT_UNCHECKED
+        GHCB_RULE_UNKNOWN_EINVAL
+        GHCB_RULE_MISSING_EINVAL
+        GHCB_RULE_REPLY_ADDS
+        GHCB_RULE_REPLY_ALONE
+        GHCB_RULE_REREADS
+        GHCB_RULE_CODE_32
+        GHCB_RULE_PSC_ERROR_ONE
+        GHCB_RULE_IO_IGNORED
+        GHCB_RULE_NON_SNP_KEEP
+        GHCB_RULE_END
         GHCB_KVM_SCRATCH_MAX
         GHCB_KVM_INT_MAX
+        GHCB_GPA_BITS
+        GHCB_KVM_HC_VAPIC_POLL_IRQ
+        GHCB_KVM_HC_MAP_GPA_RANGE
+        GHCB_KVM_ENOSYS
+        GHCB_KVM_EPERM
+        GHCB_KVM_EINVAL
+        GHCB_MAP_GPA_SIZE_4K
+        GHCB_MAP_GPA_SIZE_2M
+        GHCB_MAP_GPA_SIZE_MASK
+        GHCB_MAP_GPA_ENCRYPTED
+        GHCB_ACCESS_IO
+        GHCB_ACCESS_MMIO
+        GHCB_ACCESS_MSR
+        GHCB_ACCESS_MAP_GPA
+        GHCB_ACCESS_VMMCALL
+        GHCB_ACCESS_GUEST_REQUEST
+        GHCB_ACCESS_EXT_GUEST_REQUEST
+        GHCB_ACCESS_PMC
+        GHCB_ACCESS_IPI
+        GHCB_ACCESS_END
         GHCB_CALL_VMGEXIT
         GHCB_CALL_INIT
         GHCB_CALL_SIPI
@@ -49,14 +94,19 @@ cdef extern from "ghcbcore/host.h" nogil:
         GHCB_CALL_SHUTDOWN
         GHCB_CALL_SEND_INIT
         GHCB_CALL_SEND_SIPI
+        GHCB_CALL_TAKE_NMI
         GHCB_CALL_END
         GHCB_VM_WORDS
         GHCB_VCPU_WORDS
+    const uint64_t GHCB_VMSA_NONE
 
     ctypedef struct ghcb_vm_t:
         uint64_t jump_table
         uint64_t event
         uint64_t event_data
+        uint64_t n_draws
+        uint64_t n_faults
+        uint64_t last_fault
 
     ctypedef struct ghcb_vcpu_t:
         uint64_t msr
@@ -70,7 +120,34 @@ cdef extern from "ghcbcore/host.h" nogil:
         uint64_t sipi_pending
         uint64_t sipi_vector
         uint64_t nmi_pending
+        uint64_t nmi_masked
         uint64_t entry
+        uint64_t registered_gpa
+        uint64_t vmsa
+        uint64_t next_vmsa
+        uint64_t vmsa_pending
+        uint64_t doorbell_gpa
+        uint64_t vmpl
+        uint64_t event_inj
+        uint64_t extra_wakes
+
+    ctypedef struct ghcb_access_t:
+        uint64_t kind
+        uint64_t cpu
+        uint64_t address
+        uint64_t is_write
+        uint64_t size_bytes
+        uint64_t count
+        uint64_t arg[4]
+        uint64_t result
+        uint64_t result2
+        uint8_t *data
+
+    ctypedef struct ghcb_device_t:
+        void *self
+        uint64_t kinds
+        int (*access)(void *self, ghcb_access_t *access) noexcept nogil
+        int (*memory)(void *self, uint64_t gpa, uint8_t *data, uint64_t n_bytes, int is_write) noexcept nogil
 
     ctypedef struct ghcb_cpuid_entry_t:
         uint32_t function
@@ -86,8 +163,87 @@ cdef extern from "ghcbcore/host.h" nogil:
         uint64_t max_version
         uint64_t c_bit
         uint64_t hv_features
-        const ghcb_cpuid_entry_t *cpuid
+        uint64_t sev_features
+        uint64_t rules
+        uint64_t msr_functions
+        uint64_t nae_events
         uint64_t n_cpuid
+        const ghcb_cpuid_entry_t *cpuid
+        uint64_t faults
+        uint64_t fault_seed
+        uint64_t fault_rate
+
+    ctypedef struct ghcb_host_t:
+        const ghcb_profile_t *profile
+        ghcb_vm_t *vm
+        ghcb_vcpu_t *first
+        ghcb_vcpu_t *others
+        uint64_t stride
+        uint64_t n_vcpus
+        const ghcb_device_t *device
+
+    ghcb_vcpu_t *ghcb_host_vcpu(const ghcb_host_t *host, uint64_t i)
+
+
+cdef extern from "ghcbcore/hostile.h" nogil:
+    enum:
+        GHCB_FAULT_WRONG_ANSWER
+        GHCB_FAULT_REFUSED_FEATURE
+        GHCB_FAULT_LOST_WAKEUP
+        GHCB_FAULT_DUPLICATED_WAKEUP
+        GHCB_FAULT_EARLY_RESUME
+        GHCB_FAULT_PARTIAL_PSC
+        GHCB_FAULT_INJECTED_EXCEPTION
+        GHCB_FAULT_OLDER_VERSION
+        GHCB_FAULT_CHANGED_GHCB
+        GHCB_FAULT_END
+
+
+cdef extern from "ghcbcore/answer.h" nogil:
+    void ghcb_answer_msr(const ghcb_host_t *host, ghcb_vcpu_t *vcpu)
+    void ghcb_answer_page(const ghcb_host_t *host, ghcb_vcpu_t *vcpu, uint8_t *page)
+    void ghcb_host_call(const ghcb_host_t *host, ghcb_vcpu_t *vcpu, uint64_t call)
+    bint ghcb_host_may_run(const ghcb_host_t *host, const ghcb_vcpu_t *vcpu)
+    uint64_t ghcb_host_sev_info(const ghcb_profile_t *profile, uint64_t max_version)
+
+
+cdef extern from "ghcbcore/event.h" nogil:
+    enum:
+        GHCB_NAE_N_ROWS
+        GHCB_NAE_NO_ROW
+
+    ctypedef struct ghcb_nae_row_t:
+        uint32_t code
+        uint16_t inputs
+        uint8_t snp_only
+        uint8_t in_kvm
+
+    const ghcb_nae_row_t ghcb_nae_rows[]
+    unsigned int ghcb_nae_index(uint64_t code)
+
+
+cdef extern from "ghcbcore/ops.h" nogil:
+    const char *GHCB_OPS_CAPSULE
+    enum:
+        GHCB_OPS_ABI
+
+    ctypedef struct ghcb_ops_t:
+        uint32_t abi_version
+        uint32_t struct_size
+        void *self
+        uint64_t n_vcpus
+        int (*msr)(void *, uint64_t, uint64_t, uint64_t *) noexcept nogil
+        int (*msr_batch)(
+            void *, const uint32_t *, const uint64_t *, uint64_t *, uint64_t, uint64_t *
+        ) noexcept nogil
+        int (*page)(void *, uint64_t, uint64_t, uint8_t *) noexcept nogil
+        int (*page_batch)(
+            void *, const uint32_t *, const uint64_t *, uint8_t *, uint64_t, uint64_t *
+        ) noexcept nogil
+        int (*call)(void *, uint64_t, uint64_t) noexcept nogil
+        int (*get_vm)(void *, ghcb_vm_t *) noexcept nogil
+        int (*get_vcpu)(void *, uint64_t, ghcb_vcpu_t *) noexcept nogil
+
 
 cdef extern from "ghcbcore/machine.h" nogil:
     enum:
@@ -159,6 +315,7 @@ cdef extern from "ghcbcore/machine.h" nogil:
 
 cdef extern from "ghcbcore/page.h" nogil:
     enum:
+        GHCB_PAGE_SIZE
         GHCB_VALID_CPL
         GHCB_VALID_RAX
         GHCB_VALID_RCX
@@ -362,3 +519,8 @@ cdef extern from * nogil:
     const unsigned char ghcb_park_operand[]
     const unsigned char ghcb_park_gdt[]
     const unsigned char ghcb_park_end[]
+
+
+cdef extern from "pythread.h" nogil:
+    # Cython's own declaration asks for the GIL, which this function does not need
+    unsigned long PyThread_get_thread_ident()

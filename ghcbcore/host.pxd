@@ -1,35 +1,30 @@
-from libc.stdint cimport uint8_t, uint64_t
-
 cimport cython
-from ghcbcore.clib cimport ghcb_profile_t, ghcb_vcpu_t, ghcb_vm_t
+from cpython.pythread cimport PyThread_type_lock
+from ghcbcore.clib cimport ghcb_host_t, ghcb_ops_t, ghcb_vcpu_t
+from ghcbcore.device cimport Device
+from ghcbcore.profile cimport Profile
+from libc.stdint cimport uint64_t
 
 
-cdef struct nae_t:
-    # one NAE event as the host reads it once from the page, and its answer
-    uint64_t code
-    uint64_t info1
-    uint64_t info2
-    uint64_t scratch
-    uint64_t rax
-    uint64_t rbx
-    uint64_t rcx
-    uint64_t rdx
-    uint64_t xcr0
-    uint64_t cpl
-    uint64_t valid_low
-    uint64_t valid_high
+cdef struct shared_t:
+    # what C code works on, with or without the GIL: the host, and the lock that makes calls take turns
+    ghcb_host_t host
+    ghcb_ops_t ops
+    PyThread_type_lock lock
+    unsigned long owner  # thread that holds the lock, 0 for none
 
 
 @cython.final
-cdef class Profile:
-    cdef ghcb_profile_t c
-    cdef readonly object cpuid
+cdef class Host:
+    cdef readonly Profile profile
+    cdef readonly object vm
+    cdef readonly object vcpus
+    cdef readonly Device device
+    cdef shared_t shared
+    cdef object __weakref__
+
+    cdef int settle(self, int status, str where, Py_ssize_t i) except -1
+    cdef int _enter(self, Py_ssize_t cpu) except -1
 
 
-cdef void host_call(
-    uint64_t function, const ghcb_profile_t *profile, ghcb_vm_t *vm, ghcb_vcpu_t *vcpu
-) noexcept nogil
-cdef void answer_msr(const ghcb_profile_t *profile, ghcb_vm_t *vm, ghcb_vcpu_t *vcpu) noexcept nogil
-cdef void answer_nae(
-    const ghcb_profile_t *profile, ghcb_vm_t *vm, ghcb_vcpu_t *vcpu, nae_t *event
-) noexcept nogil
+cdef void host_call(const ghcb_host_t *host, ghcb_vcpu_t *vcpu, uint64_t call) noexcept nogil

@@ -1,41 +1,40 @@
-from collections.abc import Iterable
-from typing import Final, SupportsIndex, final
+from typing import Any, Final, NamedTuple, SupportsIndex, final
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["CPUID_DTYPE", "VCPU_DTYPE", "VM_DTYPE", "Host", "Profile"]
+from ghcbcore.device import Device as _Device
+from ghcbcore.profile import Profile as _Profile
 
-CPUID_DTYPE: Final[np.dtype[np.void]]
+__all__ = ["VCPU_DTYPE", "VM_DTYPE", "Host", "Interface"]
+
 VCPU_DTYPE: Final[np.dtype[np.void]]
 VM_DTYPE: Final[np.dtype[np.void]]
 
-@final
-class Profile:
-    def __init__(
-        self,
-        *,
-        guest: SupportsIndex = ...,
-        min_version: SupportsIndex = 1,
-        max_version: SupportsIndex = 2,
-        c_bit: SupportsIndex = 51,
-        hv_features: SupportsIndex = 3,
-        cpuid: Iterable[Iterable[int]] = (),
-    ) -> None: ...
-    @property
-    def guest(self) -> int: ...
-    @property
-    def cpuid(self) -> npt.NDArray[np.void]: ...
+class Interface(NamedTuple):
+    owner: Host
+    address: int
+    ops: Any
 
 @final
 class Host:
-    def __init__(self, profile: Profile, n_vcpus: SupportsIndex) -> None: ...
+    def __init__(
+        self, profile: _Profile, n_vcpus: SupportsIndex, device: _Device | None = None
+    ) -> None: ...
     @property
-    def profile(self) -> Profile: ...
+    def profile(self) -> _Profile: ...
+    @property
+    def device(self) -> _Device | None: ...
     @property
     def vm(self) -> npt.NDArray[np.void]: ...
     @property
     def vcpus(self) -> npt.NDArray[np.void]: ...
+    @property
+    def capsule(self) -> object: ...
+    @property
+    def cffi(self) -> Interface: ...
+    @property
+    def ctypes(self) -> Interface: ...
     def msr(self, cpu: SupportsIndex, value: SupportsIndex) -> int: ...
     def msr_batch(
         self,
@@ -45,5 +44,11 @@ class Host:
     ) -> npt.NDArray[np.uint64]: ...
     def page(
         self, cpu: SupportsIndex, page: npt.NDArray[np.uint8] | bytearray, gpa: SupportsIndex
+    ) -> None: ...
+    def page_batch(
+        self,
+        cpus: npt.NDArray[np.uint32],
+        pages: npt.NDArray[np.uint8],
+        gpas: npt.NDArray[np.uint64],
     ) -> None: ...
     def call(self, cpu: SupportsIndex, function: SupportsIndex) -> None: ...

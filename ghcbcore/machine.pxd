@@ -8,6 +8,7 @@ from ghcbcore cimport clib
 from ghcbcore.clib cimport (
     ghcb_alt_t,
     ghcb_event_t,
+    ghcb_host_t,
     ghcb_insn_t,
     ghcb_profile_t,
     ghcb_role_t,
@@ -15,7 +16,8 @@ from ghcbcore.clib cimport (
     ghcb_vcpu_t,
     ghcb_vm_t,
 )
-from ghcbcore.host cimport Profile, host_call
+from ghcbcore.host cimport host_call
+from ghcbcore.profile cimport Profile
 
 
 cdef inline uint64_t *word(uint32_t operand, uint64_t *g, uint64_t *own, uint64_t *other) noexcept nogil:
@@ -51,7 +53,7 @@ cdef inline bint enabled(
 
 
 cdef inline uint32_t one(
-    const ghcb_insn_t *insn, const ghcb_profile_t *profile,
+    const ghcb_insn_t *insn, const ghcb_host_t *host,
     uint64_t *g, uint64_t *own, uint64_t *other, uint32_t own_cpu, uint32_t other_cpu,
     ghcb_trace_t *trace,
 ) noexcept nogil:
@@ -71,12 +73,9 @@ cdef inline uint32_t one(
     elif insn.op == clib.GHCB_OP_SHR:
         a[0] = a[0] >> b if b < 64 else 0
     elif trace == NULL:
-        host_call(b, profile, <ghcb_vm_t *> g, <ghcb_vcpu_t *> a)
+        host_call(host, <ghcb_vcpu_t *> a, b)
     else:
-        traced_call(
-            b, profile, <ghcb_vm_t *> g, <ghcb_vcpu_t *> a, trace,
-            cpu_of(insn.a, own_cpu, other_cpu),
-        )
+        traced_call(b, host, <ghcb_vcpu_t *> a, trace, cpu_of(insn.a, own_cpu, other_cpu))
     return 0
 
 
@@ -88,8 +87,7 @@ cdef inline uint32_t cpu_of(uint32_t operand, uint32_t own_cpu, uint32_t other_c
 
 
 cdef inline void traced_call(
-    uint64_t function, const ghcb_profile_t *profile, ghcb_vm_t *vm, ghcb_vcpu_t *vcpu,
-    ghcb_trace_t *trace, uint32_t cpu,
+    uint64_t function, const ghcb_host_t *host, ghcb_vcpu_t *vcpu, ghcb_trace_t *trace, uint32_t cpu,
 ) noexcept nogil:
     cdef ghcb_event_t *event = trace.events + trace.n
     trace.n += 1
@@ -100,7 +98,7 @@ cdef inline void traced_call(
     event.sw_exit_code = vcpu.sw_exit_code
     event.sw_exit_info_1 = vcpu.sw_exit_info_1
     event.sw_exit_info_2 = vcpu.sw_exit_info_2
-    host_call(function, profile, vm, vcpu)
+    host_call(host, vcpu, function)
     event.msr_after = vcpu.msr
     event.info_1_after = vcpu.sw_exit_info_1
     event.info_2_after = vcpu.sw_exit_info_2
@@ -114,6 +112,14 @@ cdef inline void apply(
     """Apply an alternative. ``trace`` may be NULL; ``own`` and ``other`` lie in ``slices`` if not."""
     cdef uint32_t own_cpu = 0
     cdef uint32_t other_cpu = 0
+    cdef ghcb_host_t host
+    host.profile = profile
+    host.vm = <ghcb_vm_t *> g
+    host.first = <ghcb_vcpu_t *> (g + clib.GHCB_VM_WORDS)
+    host.others = <ghcb_vcpu_t *> slices
+    host.stride = <uint64_t> n_slice * sizeof(uint64_t)
+    host.n_vcpus = <uint64_t> n_slices + 1
+    host.device = NULL
     if trace != NULL:
         own_cpu = <uint32_t> ((own - slices) // n_slice + 1)
         other_cpu = <uint32_t> ((other - slices) // n_slice + 1)
@@ -123,14 +129,14 @@ cdef inline void apply(
     cdef Py_ssize_t k
     while i < end:
         if code[i].op != clib.GHCB_OP_EACH:
-            i += 1 + one(code + i, profile, g, own, other, own_cpu, other_cpu, trace)
+            i += 1 + one(code + i, &host, g, own, other, own_cpu, other_cpu, trace)
             continue
         block_end = i + 1 + code[i].skip
         for k in range(n_slices):
             j = i + 1
             while j < block_end:
                 j += 1 + one(
-                    code + j, profile, g, own, slices + k * n_slice, own_cpu, <uint32_t> (k + 1), trace
+                    code + j, &host, g, own, slices + k * n_slice, own_cpu, <uint32_t> (k + 1), trace
                 )
         i = block_end
 

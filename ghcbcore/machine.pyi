@@ -3,7 +3,7 @@ from typing import Final, Self, SupportsIndex, final
 import numpy as np
 import numpy.typing as npt
 
-from ghcbcore.host import Profile
+from ghcbcore.profile import Profile
 
 __all__ = ["ALT_DTYPE", "INSN_DTYPE", "ROLE_DTYPE", "Program"]
 

@@ -16,7 +16,7 @@ from ghcbcore import errors as _errors
 cimport cython
 from ghcbcore cimport clib
 from ghcbcore.clib cimport ghcb_alt_t, ghcb_insn_t, ghcb_role_t
-from ghcbcore.host cimport Profile
+from ghcbcore.profile cimport Profile
 from libc.stdint cimport uint32_t, uint64_t
 
 _VM_CALLS = frozenset((clib.GHCB_CALL_VMGEXIT, clib.GHCB_CALL_SHUTDOWN))  # these write ghcb_vm_t
@@ -50,7 +50,7 @@ cdef class Program:
         All three are copied.
     n_global, n_slice : int
         Words of the global part and of a slice.
-    profile : ghcbcore.host.Profile
+    profile : ghcbcore.profile.Profile
         The host that CALL reaches.
 
     Attributes
@@ -79,6 +79,9 @@ cdef class Program:
             raise _errors.OutOfRange(f"n_global {n_global}: no room for the VM and the boot vCPU")
         if n_slice < <Py_ssize_t> clib.GHCB_VCPU_WORDS:
             raise _errors.OutOfRange(f"n_slice {n_slice}: no room for a vCPU")
+        if profile.c.guest == clib.GHCB_GUEST_SNP:
+            # AP creation reaches another vCPU's words, and an alternative cannot say so yet
+            raise _errors.OutOfRange("guest: flows of SNP guests are not served yet")
         self._check_roles()
         self._check_alts()
         cdef const ghcb_insn_t[::1] code = self.insns

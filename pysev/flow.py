@@ -37,7 +37,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ghcbcore import errors
 from ghcbcore._cffi import lib
-from ghcbcore.host import VCPU_DTYPE, VM_DTYPE, Profile
+from ghcbcore.host import VCPU_DTYPE, VM_DTYPE
+from ghcbcore.profile import Profile
 
 from .layout import Part
 
@@ -401,7 +402,7 @@ class Flow:
     Parameters
     ----------
     name : str
-    profile : ghcbcore.host.Profile, optional
+    profile : ghcbcore.profile.Profile, optional
         The host that answers; KVM with an SEV-ES guest by default.
 
     Attributes

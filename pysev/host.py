@@ -6,7 +6,7 @@ A thin face over ``ghcbcore.host``: names instead of numbers, and exceptions whe
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,10 @@ from ghcbcore import errors
 from ghcbcore import host as _core
 from ghcbcore._cffi import lib
 from ghcbcore.msr import decode_one
+from ghcbcore.profile import KVM_MSR_FUNCTIONS, KVM_NAE_EVENTS, Profile
+
+from .device import Device
+from .tables.hosts import FAULTS, HOSTS
 
 __all__ = ["Entry", "Event", "Guest", "Hold", "Host", "MpState", "Vcpu", "VmEnded"]
 
@@ -25,6 +29,7 @@ class Guest(enum.IntEnum):
 
     PLAIN = lib.GHCB_GUEST_PLAIN
     SEV_ES = lib.GHCB_GUEST_SEV_ES
+    SNP = lib.GHCB_GUEST_SNP
 
 
 class MpState(enum.IntEnum):
@@ -51,6 +56,7 @@ class Entry(enum.IntEnum):
     RESUME = lib.GHCB_ENTRY_RESUME
     LAUNCH = lib.GHCB_ENTRY_LAUNCH
     VECTOR = lib.GHCB_ENTRY_VECTOR
+    VMSA = lib.GHCB_ENTRY_VMSA
 
 
 class Event(enum.IntEnum):
@@ -64,6 +70,7 @@ class Event(enum.IntEnum):
     MMIO = lib.GHCB_EVENT_MMIO
     INTERNAL = lib.GHCB_EVENT_INTERNAL
     UNMODELLED = lib.GHCB_EVENT_UNMODELLED
+    EFAULT = lib.GHCB_EVENT_EFAULT
 
 
 class VmEnded(errors.SevError):
@@ -77,24 +84,44 @@ class VmEnded(errors.SevError):
 
 @dataclass(frozen=True)
 class Vcpu:
-    """A vCPU's state as the host has it."""
+    """A vCPU's state as the host has it.
+
+    ``registered_gpa``, ``doorbell_gpa``: of its GHCB and #HV doorbell pages, 0 for none. ``vmsa``:
+    GPA of the VMSA that it runs from, 0 for that of the launch, ``GHCB_VMSA_NONE`` for none.
+    ``event_inj``: what the next VMRUN injects, 0 for nothing.
+    """
 
     msr: int
     mp_state: MpState
     hold: Hold
     entry: Entry
+    registered_gpa: int
+    vmsa: int
+    doorbell_gpa: int
+    vmpl: int
+    event_inj: int
 
 
 class Host:
-    """One VM of a KVM host.
+    """One VM of a host.
 
     Parameters
     ----------
     cpus : int
         1 to 8192.
     guest : Guest
-    min_version, max_version, c_bit, hv_features, cpuid
-        See ``ghcbcore.host.Profile``.
+    host : str
+        Whose host: a name of ``pysev.tables.hosts.HOSTS``.
+    device : Device, optional
+        The world around the VM; see ``pysev.device``.
+    faults : iterable of str
+        Names of ``pysev.tables.hosts.FAULTS``: what goes wrong by intention ...
+    fault_rate : int
+        ... one time in so many,
+    seed : int
+        ... chosen by this. The same requests meet the same faults.
+    min_version, max_version, c_bit, hv_features, sev_features, cpuid
+        See ``ghcbcore.profile.Profile``. Default: those of the host.
 
     Examples
     --------
@@ -103,6 +130,9 @@ class Host:
     '0x2000133000001'
     >>> hex(host.vmgexit(1, 0x006)), host.vcpu(1).mp_state.name
     ('0x7', 'AP_RESET_HOLD')
+    >>> snp = Host(guest=Guest.SNP, host="coconut", faults=["older-version"])
+    >>> hex(snp.vmgexit(0, 0x002)), snp.n_faults
+    ('0x1000133000001', 1)
     """
 
     def __init__(
@@ -110,21 +140,47 @@ class Host:
         cpus: int = 1,
         *,
         guest: Guest = Guest.SEV_ES,
+        host: str = "kvm",
+        device: Device | None = None,
+        faults: Iterable[str] = (),
+        fault_rate: int = 1,
+        seed: int = 0,
         min_version: int = 1,
-        max_version: int = 2,
+        max_version: int | None = None,
         c_bit: int = 51,
-        hv_features: int = 3,
+        hv_features: int | None = None,
+        sev_features: int | None = None,
         cpuid: Iterable[tuple[int, int, int, int, int, int]] = (),
     ) -> None:
-        profile = _core.Profile(
+        row = _named("host", host, HOSTS)
+        profile = Profile(
             guest=guest,
             min_version=min_version,
-            max_version=max_version,
+            max_version=row.max_version if max_version is None else max_version,
             c_bit=c_bit,
-            hv_features=hv_features,
+            hv_features=row.hv_features if hv_features is None else hv_features,
+            sev_features=sev_features,
+            rules=row.rules,
+            msr_functions=(KVM_MSR_FUNCTIONS if row.msr is None else row.msr) + row.more_msr,
+            nae_events=(KVM_NAE_EVENTS if row.nae is None else row.nae) + row.more_nae,
             cpuid=tuple(cpuid),
+            faults=[_named("fault", name, FAULTS).code for name in faults],
+            fault_seed=seed,
+            fault_rate=fault_rate,
         )
-        self.core = _core.Host(profile, cpus)
+        self.device = device
+        self.core = _core.Host(profile, cpus, device.core() if device is not None else None)
+
+    @property
+    def n_faults(self) -> int:
+        """How many faults have happened so far."""
+        return int(self.core.vm["n_faults"][0])
+
+    @property
+    def last_fault(self) -> str:
+        """Name of the last fault that happened, "" if none did."""
+        last = int(self.core.vm["last_fault"][0]) - 1
+        return next((row.name for row in FAULTS if row.code == last), "")
 
     @property
     def jump_table(self) -> int:
@@ -141,6 +197,11 @@ class Host:
             MpState(int(v["mp_state"])),
             Hold(int(v["reset_hold"])),
             Entry(int(v["entry"])),
+            int(v["registered_gpa"]),
+            int(v["vmsa"]),
+            int(v["doorbell_gpa"]),
+            int(v["vmpl"]),
+            int(v["event_inj"]),
         )
 
     def vmgexit(self, cpu: int, msr: int) -> int:
@@ -169,7 +230,7 @@ class Host:
         Raises
         ------
         VmEnded
-            The event goes to user space: this host has no devices.
+            The event goes to user space: no device answers it, or the guest asked for the end.
         TypeError
             The page cannot be written to.
         """
@@ -178,6 +239,10 @@ class Host:
             raise TypeError("page: it is answered in place and must be writable")
         self.core.page(cpu, view, gpa)
         self._ended(0)
+
+    def vmgexit_pages(self, cpus: Any, pages: Any, gpas: Any) -> None:
+        """VMGEXITs with GHCB pages, in order; see ``ghcbcore.host.Host.page_batch``."""
+        self.core.page_batch(_as("cpus", cpus, np.uint32), pages, _as("gpas", gpas, np.uint64))
 
     def send_init(self, cpu: int) -> None:
         """INIT is latched in the vCPU's APIC, and the vCPU takes it."""
@@ -198,9 +263,11 @@ class Host:
         self.core.call(cpu, lib.GHCB_CALL_NMI)
 
     def take_nmi(self, cpu: int) -> None:
-        """The guest takes its NMI; until then neither HLT nor a hold puts the vCPU to sleep."""
-        self.vcpu(cpu)
-        self.core.vcpus["nmi_pending"][cpu] = 0
+        """The guest takes its NMI; until then neither HLT nor a hold puts the vCPU to sleep.
+
+        The next NMI waits until the guest has said NMI complete.
+        """
+        self.core.call(cpu, lib.GHCB_CALL_TAKE_NMI)
 
     def halt(self, cpu: int) -> None:
         """The vCPU executed HLT."""
@@ -214,6 +281,14 @@ class Host:
             asked = decode_one(msr)
             raise errors.Terminated(asked.a, asked.b)
         raise VmEnded(event, int(self.core.vm["event_data"][0]))
+
+
+def _named(what: str, name: str, rows: Sequence[Any]) -> Any:
+    for row in rows:
+        if row.name == name:
+            return row
+    known = ", ".join(row.name for row in rows)
+    raise errors.OutOfRange(f"{what} {name!r}: there are {known}")
 
 
 def _as(name: str, values: Any, dtype: Any) -> np.ndarray[Any, Any]:

@@ -323,6 +323,18 @@
 #define SNP_MSG_VMRK_RSP 14
 #define SNP_MSG_TSC_INFO_REQ 17
 #define SNP_MSG_TSC_INFO_RSP 18
+#define GHCB_CERT_TABLE_END 24 /* bytes of zero that end a table of certificates */
+
+/* Interrupt command, as the x2APIC has it: INFO1 of a #HV IPI. */
+#define APIC_ICR_VECTOR_WIDTH 8
+#define APIC_ICR_MODE_SHIFT 8
+#define APIC_ICR_MODE_WIDTH 3
+#define APIC_ICR_MODE_NMI 4
+#define APIC_ICR_MODE_INIT 5
+#define APIC_ICR_MODE_STARTUP 6
+#define APIC_ICR_SHORTHAND_SHIFT 18
+#define APIC_ICR_SHORTHAND_WIDTH 2
+#define APIC_ICR_DESTINATION_SHIFT 32
 /* cffi: end */
 
 #endif

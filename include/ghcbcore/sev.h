@@ -13,6 +13,8 @@
 #define SEV_MSR_GHCB 0xc0010130
 #define SEV_MSR_STATUS 0xc0010131
 
+#define SEV_N_VMPLS 4 /* VMPL 0 to 3 */
+
 #define SEV_STATUS_SEV 0
 #define SEV_STATUS_SEV_ES 1
 #define SEV_STATUS_SEV_SNP 2

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from ghcbcore._cffi import lib
-from ghcbcore.host import Profile
+from ghcbcore.profile import Profile
 
 from .. import costs
 from ..flow import Agent, Effect, Flow, Op, Test, add, call, each, jump, op, put, shift_right, when

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ghcbcore._cffi import lib
-from ghcbcore.host import Profile
+from ghcbcore.profile import Profile
 from pysev import Machine, Property, States, all_scenarios, check, find, op, put, run
 from pysev.checking import DEADLOCK, LIVELOCK, CheckResult, evaluate
 from pysev.flow import Effect, Flow, Op, add, each

@@ -291,10 +291,10 @@ def test_a_bound_on_memory_is_kept_and_what_was_found_is_right(whole):
 
 def test_parts_count_against_the_bound():
     compiled = counting(n_common_values=60000).compile(2)
-    ex = Explorer(compiled.program, compiled.initial_record(), max_bytes=8 << 20)
+    ex = Explorer(compiled.program, compiled.initial_record(), max_bytes=16 << 20)
     with pytest.raises(MemoryLimit):
         explored(ex, 1 << 30)
-    assert ex.n_bytes <= 8 << 20
+    assert ex.n_bytes <= 16 << 20
     assert ex.n_states > 10000
 
 

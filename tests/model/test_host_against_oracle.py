@@ -14,7 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from ghcbcore import errors
 from ghcbcore._cffi import lib
-from ghcbcore.host import VCPU_DTYPE, VM_DTYPE, Host, Profile
+from ghcbcore.host import VCPU_DTYPE, VM_DTYPE, Host
+from ghcbcore.profile import Profile
 
 # the oracle's words and the core's codes
 WORDS = {

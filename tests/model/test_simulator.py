@@ -16,6 +16,7 @@ from random_flows import explored, flows
 from ghcbcore._cffi import lib
 from ghcbcore.errors import OutOfRange, StateConflict
 from ghcbcore.explorer import Explorer
+from ghcbcore.host import VM_DTYPE
 from ghcbcore.simulator import Simulator
 from pysev import simulate
 from pysev.flow import Flow, add, call, each, jump, op, put
@@ -350,7 +351,7 @@ def test_events_are_what_each_step_asked_of_the_host(name, n_cpus):
             assert 0 <= cpu < n_cpus
             assert event["call"] < lib.GHCB_CALL_END
             if len(new) == 1:  # of several calls on a vCPU only the last left its words there
-                first = program.n_global + (cpu - 1) * program.n_slice if cpu else 3
+                first = program.n_global + (cpu - 1) * program.n_slice if cpu else len(VM_DTYPE)
                 words = dict(zip(names, simulator.record[first:].tolist(), strict=False))
                 assert event["msr_after"] == words["msr"]
                 assert event["info_1_after"] == words["sw_exit_info_1"]

@@ -9,7 +9,7 @@ import pytest
 
 from ghcbcore._cffi import lib
 from ghcbcore.errors import OutOfRange
-from ghcbcore.host import Profile
+from ghcbcore.profile import Profile
 from pysev.checking import check
 from pysev.flow import (
     Flow,

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from ghcbcore._cffi import lib
 from ghcbcore.errors import OutOfRange, SevError, StateConflict
 from ghcbcore.explorer import Explorer, MemoryLimit, NarrowIds, PlainExplorer
-from ghcbcore.host import VCPU_DTYPE, VM_DTYPE, Profile
+from ghcbcore.host import VCPU_DTYPE, VM_DTYPE
 from ghcbcore.machine import ALT_DTYPE, INSN_DTYPE, ROLE_DTYPE, Program
+from ghcbcore.profile import Profile
 from ghcbcore.simulator import Simulator
 
 ALL = (1 << 64) - 1
@@ -457,8 +458,11 @@ def with_sizes(n_global, n_slice):
 
 BIND = lib.GHCB_BIND_ANY
 REFUSED = {
-    "no room for the boot CPU": (with_sizes(N_VM + N_VCPU - 1, N_SLICE), r"n_global 14"),
-    "no room for a vCPU": (with_sizes(N_GLOBAL, N_VCPU - 1), r"n_slice 11"),
+    "no room for the boot CPU": (
+        with_sizes(N_VM + N_VCPU - 1, N_SLICE),
+        rf"n_global {N_VM + N_VCPU - 1}:",
+    ),
+    "no room for a vCPU": (with_sizes(N_GLOBAL, N_VCPU - 1), rf"n_slice {N_VCPU - 1}:"),
     "negative sizes": (with_sizes(-1, -1), r"n_global -1"),
     "no roles": (with_roles(), r"0 roles"),
     "65 roles": (with_roles(*[(0, PC, i, 1) for i in range(65)]), r"65 roles"),
