@@ -222,6 +222,16 @@ cdef extern from "ghcbcore/event.h" nogil:
     unsigned int ghcb_nae_index(uint64_t code)
 
 
+cdef extern from "ghcbcore/kvm.h" nogil:
+    enum:
+        GHCB_KVM_MIN_VERSION
+        GHCB_KVM_MAX_VERSION
+        GHCB_KVM_C_BIT
+        GHCB_HV_FEATURES_KVM
+    uint64_t ghcb_kvm_msr_functions()
+    uint64_t ghcb_kvm_nae_events()
+
+
 cdef extern from "ghcbcore/ops.h" nogil:
     const char *GHCB_OPS_CAPSULE
     enum:

@@ -21,21 +21,18 @@ __all__ = ["CPUID_DTYPE", "KVM_MSR_FUNCTIONS", "KVM_NAE_EVENTS", "Profile"]
 cdef ghcb_cpuid_entry_t _entry
 CPUID_DTYPE = _np.asarray(<ghcb_cpuid_entry_t[:1]> &_entry).dtype
 
-KVM_MSR_FUNCTIONS = (
-    clib.GHCB_MSR_SEV_INFO_REQ,
-    clib.GHCB_MSR_CPUID_REQ,
-    clib.GHCB_MSR_AP_RESET_HOLD_REQ,
-    clib.GHCB_MSR_PREF_GPA_REQ,
-    clib.GHCB_MSR_REG_GPA_REQ,
-    clib.GHCB_MSR_PSC_REQ,
-    clib.GHCB_MSR_HV_FEATURES_REQ,
-    clib.GHCB_MSR_TERM_REQ,
+KVM_MSR_FUNCTIONS = tuple(
+    [
+        clib.ghcb_msr_rows[i].code
+        for i in range(clib.GHCB_MSR_N_ROWS)
+        if clib.ghcb_kvm_msr_functions() >> i & 1
+    ]
 )
 KVM_NAE_EVENTS = tuple(
     [
         clib.ghcb_nae_rows[i].code
         for i in range(clib.GHCB_NAE_N_ROWS)
-        if clib.ghcb_nae_rows[i].in_kvm
+        if clib.ghcb_kvm_nae_events() >> i & 1
     ]
 )
 
@@ -117,10 +114,10 @@ fault_rate=1)\n--\n
         self,
         *,
         guest=clib.GHCB_GUEST_SEV_ES,
-        min_version=1,
-        max_version=2,
-        c_bit=51,
-        hv_features=3,
+        min_version=clib.GHCB_KVM_MIN_VERSION,
+        max_version=clib.GHCB_KVM_MAX_VERSION,
+        c_bit=clib.GHCB_KVM_C_BIT,
+        hv_features=clib.GHCB_HV_FEATURES_KVM,
         sev_features=None,
         rules=(),
         msr_functions=None,

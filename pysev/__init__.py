@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .checking import CheckResult, check
     from .decode import explain_msr
+    from .device import Device, GuestMemory
     from .flow import Flow, Property, add, call, each, jump, op, put, shift_right, when
-    from .host import Host
+    from .host import Guest, Host
     from .machine import Machine
     from .memmap import MemoryMap
     from .scenarios import Scenario, all_scenarios, find
@@ -25,7 +26,10 @@ __version__ = "0.1.0"
 
 _HOME = {
     "CheckResult": "checking",
+    "Device": "device",
     "Flow": "flow",
+    "Guest": "host",
+    "GuestMemory": "device",
     "Host": "host",
     "Machine": "machine",
     "MemoryMap": "memmap",
@@ -50,7 +54,10 @@ _HOME = {
 
 __all__ = [
     "CheckResult",
+    "Device",
     "Flow",
+    "Guest",
+    "GuestMemory",
     "Host",
     "Machine",
     "MemoryMap",

@@ -216,8 +216,14 @@ typedef struct ghcb_host {
 #define GHCB_VM_WORDS (sizeof(ghcb_vm_t) / sizeof(uint64_t))
 #define GHCB_VCPU_WORDS (sizeof(ghcb_vcpu_t) / sizeof(uint64_t))
 
-_Static_assert(sizeof(ghcb_vm_t) == 6 * sizeof(uint64_t), "fields of 64 bits, no gaps");
-_Static_assert(sizeof(ghcb_vcpu_t) == 21 * sizeof(uint64_t), "fields of 64 bits, no gaps");
+#ifdef __cplusplus
+#define GHCB_HOST_ASSERT static_assert
+#else
+#define GHCB_HOST_ASSERT _Static_assert
+#endif
+GHCB_HOST_ASSERT(sizeof(ghcb_vm_t) == 6 * sizeof(uint64_t), "fields of 64 bits, no gaps");
+GHCB_HOST_ASSERT(sizeof(ghcb_vcpu_t) == 21 * sizeof(uint64_t), "fields of 64 bits, no gaps");
+#undef GHCB_HOST_ASSERT
 
 /* The vCPU with this APIC ID, or a null pointer. vCPU i has APIC ID i. */
 static inline ghcb_vcpu_t *ghcb_host_vcpu(const ghcb_host_t *host, uint64_t i)

@@ -36,9 +36,17 @@ INCLUDES = {
         "asm/sev-common.h",
         "asm/svm.h",
         "asm/sev.h",
+        "asm/apicdef.h",
         "linux/psp-sev.h",
     ),
-    "uapi": ("asm/svm.h", "linux/kvm.h", "linux/psp-sev.h", "linux/sev-guest.h"),
+    "uapi": (
+        "asm/svm.h",
+        "linux/kvm.h",
+        "asm/errno.h",
+        "linux/kvm_para.h",
+        "linux/psp-sev.h",
+        "linux/sev-guest.h",
+    ),
 }
 # Included by the headers above, needed for nothing that is compared: these are empty.
 EMPTY = (
