@@ -296,6 +296,11 @@ cdef class Host:
         _errors.raise_status(status, where)
         return 0
 
+    @property
+    def event(self):
+        """``vm["event"]``: 0 while the VM runs, then ``GHCB_EVENT_*``."""
+        return self.shared.host.vm.event
+
     def msr(self, Py_ssize_t cpu, value):
         """VMGEXIT with ``value`` in the GHCB MSR; return the MSR after it.
 

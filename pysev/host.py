@@ -217,7 +217,8 @@ class Host:
             The VM has ended before.
         """
         answer = self.core.msr(cpu, msr)
-        self._ended(msr)
+        if self.core.event:
+            self._ended(msr)
         return answer
 
     def vmgexit_many(self, cpus: Any, msrs: Any) -> np.ndarray[Any, np.dtype[np.uint64]]:
@@ -238,7 +239,8 @@ class Host:
         if not view.flags.writeable:
             raise TypeError("page: it is answered in place and must be writable")
         self.core.page(cpu, view, gpa)
-        self._ended(0)
+        if self.core.event:
+            self._ended(0)
 
     def vmgexit_pages(self, cpus: Any, pages: Any, gpas: Any) -> None:
         """VMGEXITs with GHCB pages, in order; see ``ghcbcore.host.Host.page_batch``."""
@@ -274,9 +276,7 @@ class Host:
         self.core.call(cpu, lib.GHCB_CALL_HLT)
 
     def _ended(self, msr: int) -> None:
-        event = Event(int(self.core.vm["event"][0]))
-        if event is Event.NONE:
-            return
+        event = Event(self.core.event)
         if event is Event.SEV_TERM and msr & lib.GHCB_MSR_INFO_MASK == lib.GHCB_MSR_TERM_REQ:
             asked = decode_one(msr)
             raise errors.Terminated(asked.a, asked.b)
