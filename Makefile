@@ -20,7 +20,10 @@ install_build_tools = $(1)/bin/python -c '$(REQUIRES)' >$(1)/requires.txt && \
   $(1)/$(PIP) -r $(1)/requires.txt
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all build debug lint types stubs bench wheel clean \
+# How long `make fuzz` lets each target run.
+FUZZ_SECONDS = 60
+
+.PHONY: help demo test test-all build debug lint types stubs bench fuzz wheel clean \
 	system system-test FORCE
 
 help:
@@ -33,6 +36,7 @@ help:
 	@echo 'make types     mypy, and the stubs against the compiled modules'
 	@echo 'make stubs     write the stub of the numbers anew'
 	@echo 'make bench     benchmarks'
+	@echo 'make fuzz      fuzz the compiled core with clang, a minute for each target: FUZZ_SECONDS=60'
 	@echo 'make wheel     sdist and wheel into dist/, and a test of the wheel in a clean environment'
 	@echo 'make clean     remove everything that was made'
 	@echo 'PYTHON=python3.12 chooses the interpreter of a new .venv'
@@ -93,6 +97,9 @@ test-all:
 
 bench: build $(VENV)/stamp-test
 	$(VENV)/bin/pytest benchmarks $(PYTEST_FLAGS)
+
+fuzz:
+	@PYTHON='$(PYTHON)' tools/fuzz $(FUZZ_SECONDS)
 
 # --- every check on: its own environment, its own build folders
 
