@@ -52,8 +52,14 @@ def _parser() -> _Parser:
     top = _Parser(prog="pysev", description="A software model of AMD SEV-ES / SEV-SNP machines.")
     top.add_argument("--version", action="version", version=f"pysev {__version__}")
     commands = top.add_subparsers(dest="command", required=True, parser_class=_Parser)
-    decode = commands.add_parser("decode", help="explain GHCB MSR values")
-    decode.add_argument("values", nargs="+", metavar="VALUE", help="0x..., 16 hex digits, or -")
+    decode = commands.add_parser("decode", help="explain values, pages and buffers of the protocol")
+    decode.add_argument(
+        "values", nargs="*", metavar="VALUE", help="0x..., 16 hex digits, hex bytes, FILE, or -"
+    )
+    decode.add_argument(
+        "--as", dest="kind", default="msr", metavar="KIND", help="what it is (`--kinds` lists them)"
+    )
+    decode.add_argument("--kinds", action="store_true", help="list what can be decoded")
     scenarios = commands.add_parser("scenarios", help="list the scenarios there are")
     run = commands.add_parser("run", help="run a scenario once, at any scale")
     run.add_argument("scenario")
@@ -164,10 +170,20 @@ def _one_line(error: BaseException) -> str:
 
 
 def _decode(arguments: argparse.Namespace) -> int:
-    from .decode import main_decode
+    from .decode import kinds, main_decode
 
+    if arguments.kinds:
+        found = list(kinds().values())
+        if arguments.json:
+            _write_json([{"name": kind.name, "what": kind.what} for kind in found])
+        else:
+            width = max(len(kind.name) for kind in found)
+            sys.stdout.write("".join(f"{kind.name:<{width}}  {kind.what}\n" for kind in found))
+        return GOOD
+    if not arguments.values:
+        raise _UsageError("decode: give at least one VALUE, FILE or - (see `pysev decode --help`)")
     stdin = _stdin() if "-" in arguments.values else io.BytesIO()
-    return main_decode(arguments.values, json=arguments.json, stdin=stdin)
+    return main_decode(arguments.values, json=arguments.json, stdin=stdin, kind=arguments.kind)
 
 
 def _scenarios(arguments: argparse.Namespace) -> int:

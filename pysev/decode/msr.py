@@ -16,8 +16,9 @@ from pysev.tables.msr_schema import Field, Function, Half
 from pysev.tables.terms import REASON_SETS
 
 from .explanation import ExplainedField, Explanation, bit_ranges
+from .kinds import Kind
 
-__all__ = ["explain_msr"]
+__all__ = ["KINDS", "explain_msr"]
 
 
 class _Said:
@@ -186,3 +187,6 @@ _RULES: dict[int, tuple[tuple[Callable[[dict[str, int]], bool], str], ...]] = {
         (lambda at: at["c_bit"] > 63, "the C-bit lies outside of a page table entry"),
     ),
 }
+
+
+KINDS = (Kind("msr", "values of the GHCB MSR", None, explain_msr),)
