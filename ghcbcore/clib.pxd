@@ -220,6 +220,9 @@ cdef extern from "ghcbcore/event.h" nogil:
 
     const ghcb_nae_row_t ghcb_nae_rows[]
     unsigned int ghcb_nae_index(uint64_t code)
+    unsigned int ghcb_nae_missing(
+        uint64_t code, uint64_t info1, uint64_t rax, uint64_t valid_low, uint64_t valid_high
+    )
 
 
 cdef extern from "ghcbcore/kvm.h" nogil:
@@ -397,6 +400,12 @@ cdef extern from "ghcbcore/nae.h" nogil:
         GHCB_IOIO_STRING_SHIFT
         GHCB_IOIO_SIZE_SHIFT
         GHCB_CPUID_LEAF_XSTATE
+        GHCB_PSC_OFF_CUR_ENTRY
+        GHCB_PSC_OFF_END_ENTRY
+        GHCB_PSC_OFF_RESERVED
+        GHCB_PSC_OFF_ENTRIES
+        GHCB_PSC_ENTRY_SIZE
+        GHCB_PSC_MAX_ENTRIES
 
 cdef extern from "ghcbcore/msr.h" nogil:
     enum:
@@ -534,3 +543,94 @@ cdef extern from * nogil:
 cdef extern from "pythread.h" nogil:
     # Cython's own declaration asks for the GIL, which this function does not need
     unsigned long PyThread_get_thread_ident()
+
+cdef extern from "ghcbcore/fields.h" nogil:
+    ctypedef struct ghcb_event_use_t:
+        uint64_t info1_mask
+        uint64_t info2_mask
+        uint32_t returned
+        uint32_t returned_always
+        uint32_t since
+
+    const ghcb_event_use_t *ghcb_event_uses
+    uint32_t ghcb_fields_of_inputs(unsigned int inputs)
+
+cdef extern from "ghcbcore/ghcb.h" nogil:
+    enum:
+        GHCB_SIDE_REQUEST
+        GHCB_SIDE_ANSWER
+        GHCB_SNP_NO
+        GHCB_SNP_YES
+        GHCB_SNP_NOT_SAID
+
+    ctypedef struct ghcb_decoded_t:
+        uint64_t xss
+        uint64_t dr7
+        uint64_t rip
+        uint64_t rsp
+        uint64_t rax
+        uint64_t rcx
+        uint64_t rdx
+        uint64_t rbx
+        uint64_t rbp
+        uint64_t rsi
+        uint64_t rdi
+        uint64_t r8
+        uint64_t r9
+        uint64_t r10
+        uint64_t r11
+        uint64_t r12
+        uint64_t r13
+        uint64_t r14
+        uint64_t r15
+        uint64_t sw_exit_code
+        uint64_t sw_exit_info_1
+        uint64_t sw_exit_info_2
+        uint64_t sw_scratch
+        uint64_t xcr0
+        uint64_t valid_lo
+        uint64_t valid_hi
+        uint64_t x87_state_gpa
+        uint32_t ghcb_usage
+        uint32_t valid
+        uint32_t missing
+        uint32_t flags
+        uint16_t protocol_version
+        uint16_t first_reserved
+        uint8_t cpl
+        uint8_t event
+        uint8_t status
+        uint8_t snp
+
+    int ghcb_page_decode(const uint8_t *page, int side, int snp, ghcb_decoded_t *out)
+    void ghcb_page_encode(const ghcb_decoded_t *source, uint8_t *page)
+
+cdef extern from "ghcbcore/psc.h" nogil:
+    enum:
+        GHCB_PSC_ENTRY_FAULTS
+
+    ctypedef struct ghcb_psc_entry_t:
+        uint64_t gfn
+        uint16_t cur_page
+        uint16_t n_pages
+        uint16_t flags
+        uint8_t op
+        uint8_t size
+
+    ctypedef struct ghcb_psc_header_t:
+        uint64_t kvm_status
+        uint32_t reserved
+        uint16_t cur_entry
+        uint16_t end_entry
+        uint16_t n_entries
+        uint16_t first_bad
+        uint16_t flags
+        uint16_t status
+
+    int ghcb_psc_entry_decode(uint64_t raw, ghcb_psc_entry_t *out)
+    int ghcb_psc_entry_encode(
+        uint64_t gfn, uint64_t op, uint64_t size, uint64_t cur_page, uint64_t *raw
+    )
+    int ghcb_psc_decode(
+        const uint8_t *buffer, uint64_t n_bytes, ghcb_psc_header_t *header, ghcb_psc_entry_t *entries
+    )

@@ -151,6 +151,10 @@
 #define GHCB_IOIO_IN_WIDTH 1
 #define GHCB_IOIO_STRING_SHIFT 2
 #define GHCB_IOIO_STRING_WIDTH 1
+#define GHCB_IOIO_KIND_SHIFT 0 /* IN, bit 1 (zero) and STRING taken together */
+#define GHCB_IOIO_KIND_WIDTH 3
+#define GHCB_IOIO_KIND_OUT 0          /* a plain OUT, and the same with bit 1 set: */
+#define GHCB_IOIO_KIND_OUT_RESERVED 2 /* the two that take their value from rax */
 #define GHCB_IOIO_REP_SHIFT 3
 #define GHCB_IOIO_REP_WIDTH 1
 #define GHCB_IOIO_SIZE_SHIFT 4 /* operand size in bytes: 1, 2 or 4 */

@@ -1,0 +1,181 @@
+/* The page-state change buffer: header, entries, the status that comes back.
+ *
+ * A guest writes the buffer and asks; the hypervisor moves cur_entry on, and cur_page within a
+ * 2 MiB entry, so a request that was interrupted can be sent again as it is. end_entry is
+ * inclusive. Any bytes decode: what breaks a rule is a flag, and `kvm_status` is what KVM answers.
+ *
+ * Units: `gfn` counts 4 KiB pages; cur_page counts those of its entry that are done.
+ * Left to others: numbers and bit positions (nae.h), one page by MSR (msr.h).
+ *
+ * Source: GHCB NAE 0x80000010; KVM's order of checks: header, then from cur_entry on each entry's
+ * cur_page and alignment. It looks neither at reserved bits nor at the operation.
+ */
+#ifndef GHCBCORE_PSC_H
+#define GHCBCORE_PSC_H
+
+#include <ghcbcore/nae.h>
+#include <ghcbcore/status.h>
+#include <stdint.h>
+#include <string.h>
+
+/* cffi: begin */
+/* ghcb_psc_entry_t.flags */
+#define GHCB_PSC_FLAG_RESERVED 0x01 /* bits [63:57] are not zero */
+#define GHCB_PSC_FLAG_OP 0x02       /* no such operation: 0, or 5 and above */
+#define GHCB_PSC_FLAG_CUR_PAGE 0x04 /* cur_page is beyond the entry's pages */
+#define GHCB_PSC_FLAG_ALIGN 0x08    /* a 2 MiB entry whose gfn is no multiple of 512 */
+#define GHCB_PSC_FLAG_CUT 0x10      /* the buffer ends before the entry does: all zero */
+#define GHCB_PSC_FLAG_DONE 0x20     /* no fault: all its pages are done */
+#define GHCB_PSC_FLAG_UNUSED 0x40   /* no fault: beyond end_entry, all zero */
+#define GHCB_PSC_ENTRY_FAULTS 0x1f
+
+/* ghcb_psc_header_t.flags; the lower bits are the faults of any entry from cur_entry on */
+#define GHCB_PSC_FLAG_HEADER_RESERVED 0x100
+#define GHCB_PSC_FLAG_END 0x200   /* end_entry is 253 or more */
+#define GHCB_PSC_FLAG_EMPTY 0x400 /* no fault in KVM's eyes: cur_entry is above end_entry */
+
+#define GHCB_PSC_NO_ENTRY 0xffff
+
+typedef struct {
+    uint64_t gfn;
+    uint16_t cur_page;
+    uint16_t n_pages; /* 1 or 512 */
+    uint16_t flags;
+    uint8_t op;
+    uint8_t size; /* GHCB_PSC_SIZE_* */
+} ghcb_psc_entry_t;
+
+typedef struct {
+    uint64_t kvm_status; /* INFO2 as KVM would answer before it changes a page */
+    uint32_t reserved;
+    uint16_t cur_entry;
+    uint16_t end_entry;
+    uint16_t n_entries; /* entries that the header names and the buffer can have, 0 to 253 */
+    uint16_t first_bad; /* the first entry from cur_entry on with a fault, or GHCB_PSC_NO_ENTRY */
+    uint16_t flags;
+    uint16_t status; /* GHCB_OK, or GHCB_E_* of the first fault: header before entries */
+} ghcb_psc_header_t;
+/* cffi: end */
+
+_Static_assert(sizeof(ghcb_psc_entry_t) == 16, "no padding that would stay unwritten");
+_Static_assert(sizeof(ghcb_psc_header_t) == 24, "no padding that would stay unwritten");
+
+#define GHCB_PSC_BITS(field) ((UINT64_C(1) << GHCB_PSC_ENTRY_##field##_WIDTH) - 1)
+#define GHCB_PSC_MASK(field) (GHCB_PSC_BITS(field) << GHCB_PSC_ENTRY_##field##_SHIFT)
+#define GHCB_PSC_RESERVED                                                                          \
+    (~(GHCB_PSC_MASK(CUR_PAGE) | GHCB_PSC_MASK(GFN) | GHCB_PSC_MASK(OP) | GHCB_PSC_MASK(SIZE)))
+#define GHCB_PSC_STATUS(klass, detail)                                                             \
+    ((uint64_t)(klass) << GHCB_PSC_STATUS_CLASS_SHIFT |                                            \
+     (uint64_t)(detail) << GHCB_PSC_STATUS_DETAIL_SHIFT)
+
+/* cffi: begin */
+/* Take one entry apart; return its flags. */
+static inline int ghcb_psc_entry_decode(uint64_t raw, ghcb_psc_entry_t *out);
+
+/* Put one entry together. GHCB_E_OUT_OF_RANGE: a value does not fit its field, or the operation
+ * does not exist, or cur_page is beyond the entry; GHCB_E_UNALIGNED: 2 MiB, gfn not aligned. */
+static inline int ghcb_psc_entry_encode(uint64_t gfn, uint64_t op, uint64_t size, uint64_t cur_page,
+                                        uint64_t *raw);
+
+/* Take the first n_bytes of a buffer apart, at any address; n_bytes is 8 or more. `entries` has
+ * room for GHCB_PSC_MAX_ENTRIES and is written whole. Return header->status. */
+static inline int ghcb_psc_decode(const uint8_t *buffer, uint64_t n_bytes,
+                                  ghcb_psc_header_t *header, ghcb_psc_entry_t *entries);
+/* cffi: end */
+
+static inline int ghcb_psc_entry_decode(uint64_t raw, ghcb_psc_entry_t *out)
+{
+    uint64_t gfn = raw >> GHCB_PSC_ENTRY_GFN_SHIFT & GHCB_PSC_BITS(GFN);
+    uint16_t cur = (uint16_t)(raw >> GHCB_PSC_ENTRY_CUR_PAGE_SHIFT & GHCB_PSC_BITS(CUR_PAGE));
+    uint8_t op = (uint8_t)(raw >> GHCB_PSC_ENTRY_OP_SHIFT & GHCB_PSC_BITS(OP));
+    uint8_t large = (uint8_t)(raw >> GHCB_PSC_ENTRY_SIZE_SHIFT & GHCB_PSC_BITS(SIZE));
+    uint16_t n = (uint16_t)(GHCB_PSC_PAGES_4K + (GHCB_PSC_PAGES_2M - GHCB_PSC_PAGES_4K) * large);
+    unsigned int flags;
+
+    /* No branch: the entries of one buffer mix sizes and operations. */
+    flags = GHCB_PSC_FLAG_RESERVED * ((raw & GHCB_PSC_RESERVED) != 0);
+    flags |= GHCB_PSC_FLAG_OP * ((uint8_t)(op - GHCB_PSC_OP_PRIVATE) > GHCB_PSC_OP_UNSMASH - GHCB_PSC_OP_PRIVATE);
+    flags |= GHCB_PSC_FLAG_CUR_PAGE * (cur > n);
+    flags |= GHCB_PSC_FLAG_ALIGN * ((gfn & (uint64_t)(n - 1)) != 0);
+    flags |= GHCB_PSC_FLAG_DONE * (cur == n);
+    out->gfn = gfn;
+    out->cur_page = cur;
+    out->n_pages = n;
+    out->flags = (uint16_t)flags;
+    out->op = op;
+    out->size = large;
+    return (int)flags;
+}
+
+static inline int ghcb_psc_entry_encode(uint64_t gfn, uint64_t op, uint64_t size, uint64_t cur_page,
+                                        uint64_t *raw)
+{
+    uint64_t n = size == GHCB_PSC_SIZE_2M ? GHCB_PSC_PAGES_2M : GHCB_PSC_PAGES_4K;
+
+    if (gfn > GHCB_PSC_BITS(GFN) || op < GHCB_PSC_OP_PRIVATE || op > GHCB_PSC_OP_UNSMASH ||
+        size > GHCB_PSC_SIZE_2M || cur_page > n)
+        return GHCB_E_OUT_OF_RANGE;
+    if (gfn & (n - 1))
+        return GHCB_E_UNALIGNED;
+    *raw = cur_page << GHCB_PSC_ENTRY_CUR_PAGE_SHIFT | gfn << GHCB_PSC_ENTRY_GFN_SHIFT |
+           op << GHCB_PSC_ENTRY_OP_SHIFT | size << GHCB_PSC_ENTRY_SIZE_SHIFT;
+    return GHCB_OK;
+}
+
+static inline int ghcb_psc_status_of(unsigned int flags)
+{
+    if (flags & (GHCB_PSC_FLAG_END | GHCB_PSC_FLAG_CUT | GHCB_PSC_FLAG_CUR_PAGE | GHCB_PSC_FLAG_OP))
+        return GHCB_E_OUT_OF_RANGE;
+    if (flags & GHCB_PSC_FLAG_ALIGN)
+        return GHCB_E_UNALIGNED;
+    return flags & (GHCB_PSC_FLAG_HEADER_RESERVED | GHCB_PSC_FLAG_RESERVED) ? GHCB_E_RESERVED_BITS
+                                                                            : GHCB_OK;
+}
+
+static inline int ghcb_psc_decode(const uint8_t *buffer, uint64_t n_bytes,
+                                  ghcb_psc_header_t *header, ghcb_psc_entry_t *entries)
+{
+    uint64_t room = (n_bytes - GHCB_PSC_OFF_ENTRIES) / GHCB_PSC_ENTRY_SIZE;
+    unsigned int i, n, whole, seen = 0, bad = GHCB_PSC_NO_ENTRY, kvm_bad = GHCB_PSC_NO_ENTRY;
+    unsigned int flags;
+
+    memcpy(&header->cur_entry, buffer + GHCB_PSC_OFF_CUR_ENTRY, 2);
+    memcpy(&header->end_entry, buffer + GHCB_PSC_OFF_END_ENTRY, 2);
+    memcpy(&header->reserved, buffer + GHCB_PSC_OFF_RESERVED, 4);
+    n = header->end_entry < GHCB_PSC_MAX_ENTRIES ? header->end_entry + 1u : GHCB_PSC_MAX_ENTRIES;
+    whole = room < n ? (unsigned int)room : n;
+    for (i = 0; i < whole; i++) {
+        uint64_t raw;
+
+        memcpy(&raw, buffer + GHCB_PSC_OFF_ENTRIES + i * (uint64_t)GHCB_PSC_ENTRY_SIZE, 8);
+        ghcb_psc_entry_decode(raw, &entries[i]);
+    }
+    if (i < GHCB_PSC_MAX_ENTRIES)
+        memset(&entries[i], 0, (GHCB_PSC_MAX_ENTRIES - i) * sizeof(*entries));
+    for (; i < GHCB_PSC_MAX_ENTRIES; i++)
+        entries[i].flags = i < n ? GHCB_PSC_FLAG_CUT : GHCB_PSC_FLAG_UNUSED;
+    for (i = n; i-- > header->cur_entry;) { /* from the end, so that the first one stays */
+        unsigned int faults = entries[i].flags & GHCB_PSC_ENTRY_FAULTS;
+
+        seen |= faults;
+        bad = faults ? i : bad;
+        kvm_bad = faults & (GHCB_PSC_FLAG_CUR_PAGE | GHCB_PSC_FLAG_ALIGN) ? i : kvm_bad;
+    }
+    flags = (header->reserved ? GHCB_PSC_FLAG_HEADER_RESERVED : 0) |
+            (header->end_entry >= GHCB_PSC_MAX_ENTRIES ? GHCB_PSC_FLAG_END : 0) |
+            (header->cur_entry > header->end_entry ? GHCB_PSC_FLAG_EMPTY : 0);
+    header->kvm_status = 0;
+    if (flags & GHCB_PSC_FLAG_END)
+        header->kvm_status = GHCB_PSC_STATUS(GHCB_PSC_CLASS_INVALID, GHCB_PSC_INVALID_HEADER);
+    else if (kvm_bad != GHCB_PSC_NO_ENTRY)
+        header->kvm_status = GHCB_PSC_STATUS(GHCB_PSC_CLASS_INVALID, GHCB_PSC_INVALID_ENTRY);
+    header->n_entries = (uint16_t)n;
+    header->first_bad = (uint16_t)bad;
+    header->flags = (uint16_t)(flags | seen);
+    header->status = (uint16_t)ghcb_psc_status_of(flags);
+    if (header->status == GHCB_OK && bad != GHCB_PSC_NO_ENTRY)
+        header->status = (uint16_t)ghcb_psc_status_of(entries[bad].flags & GHCB_PSC_ENTRY_FAULTS);
+    return header->status;
+}
+
+#endif
