@@ -44,6 +44,7 @@ INCLUDES = {
         "linux/kvm.h",
         "asm/errno.h",
         "linux/kvm_para.h",
+        "asm/processor-flags.h",
         "linux/psp-sev.h",
         "linux/sev-guest.h",
     ),
