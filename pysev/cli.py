@@ -59,6 +59,9 @@ def _parser() -> _Parser:
     decode.add_argument(
         "--as", dest="kind", default="msr", metavar="KIND", help="what it is (`--kinds` lists them)"
     )
+    decode.add_argument(
+        "--vendor", action="append", default=[], metavar="FILE.toml", help="codes of a vendor"
+    )
     decode.add_argument("--kinds", action="store_true", help="list what can be decoded")
     scenarios = commands.add_parser("scenarios", help="list the scenarios there are")
     run = commands.add_parser("run", help="run a scenario once, at any scale")
@@ -183,7 +186,13 @@ def _decode(arguments: argparse.Namespace) -> int:
     if not arguments.values:
         raise _UsageError("decode: give at least one VALUE, FILE or - (see `pysev decode --help`)")
     stdin = _stdin() if "-" in arguments.values else io.BytesIO()
-    return main_decode(arguments.values, json=arguments.json, stdin=stdin, kind=arguments.kind)
+    return main_decode(
+        arguments.values,
+        json=arguments.json,
+        stdin=stdin,
+        kind=arguments.kind,
+        vendor_files=arguments.vendor,
+    )
 
 
 def _scenarios(arguments: argparse.Namespace) -> int:

@@ -2,7 +2,8 @@
 
 ``explain_msr`` takes a value and returns an ``Explanation``; ``main_decode`` is the body of
 ``pysev decode``. ``kinds()`` has everything that can be decoded; ``kind_of(name).explain`` takes
-one value, page or buffer. Arrays for programs: the codecs of ``ghcbcore``.
+one value, page or buffer. ``pysev.decode.vendors`` takes codes that the protocol does not define.
+Arrays for programs: the codecs of ``ghcbcore``.
 """
 
 from .command import main_decode

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json as _json
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
+from . import vendors
 from .dumps import Unit, bytes_of_words, units_of
 from .explanation import Explanation
 from .kinds import Kind, kind_of
@@ -47,7 +48,14 @@ class _Output:
             sys.stdout.write("\n]\n" if self.opened else "[]\n")
 
 
-def main_decode(args: list[str], *, json: bool, stdin: IO[Any], kind: str = "msr") -> int:
+def main_decode(
+    args: list[str],
+    *,
+    json: bool,
+    stdin: IO[Any],
+    kind: str = "msr",
+    vendor_files: Sequence[str] = (),
+) -> int:
     """Explain values on standard output: the body of ``pysev decode``.
 
     Parameters
@@ -64,6 +72,8 @@ def main_decode(args: list[str], *, json: bool, stdin: IO[Any], kind: str = "msr
         Text or binary. Read in pieces: neither its length nor that of a line costs memory.
     kind : str
         A name of ``pysev.decode.kinds``.
+    vendor_files : sequence of str
+        TOML files of codes for ``pysev.decode.vendors``, added before anything is decoded.
 
     Returns
     -------
@@ -74,6 +84,8 @@ def main_decode(args: list[str], *, json: bool, stdin: IO[Any], kind: str = "msr
         closed list).
     """
     try:
+        for path in vendor_files:
+            vendors.register_file(path)
         chosen = kind_of(kind)
         inputs = _parse_arguments(args, chosen)
     except ValueError as error:

@@ -15,7 +15,7 @@ from .explanation import Explanation
 
 __all__ = ["MODULES", "Kind", "kind_of", "kinds"]
 
-MODULES = ("msr",)
+MODULES = ("msr", "ghcb", "psc", "word", "vmsa", "sev", "pages")
 """The modules with a tuple ``KINDS``, in the order in which their kinds are listed."""
 
 

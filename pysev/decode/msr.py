@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 from ghcbcore import msr
 from ghcbcore._cffi import lib
 from pysev.tables.features import FEATURES
-from pysev.tables.msr import FUNCTIONS, VENDOR
+from pysev.tables.msr import FUNCTIONS
 from pysev.tables.msr_schema import Field, Function, Half
 from pysev.tables.terms import REASON_SETS
 
+from . import vendors
 from .explanation import ExplainedField, Explanation, bit_ranges
 from .kinds import Kind
 
@@ -33,7 +34,7 @@ class _Said:
 
 
 def _known_halves() -> Iterator[tuple[int, Function, Half, str]]:
-    for function in (*FUNCTIONS, *VENDOR):
+    for function in FUNCTIONS:
         if function.request:
             is_page = function.request.code == lib.GHCB_MSR_GHCB_GPA
             yield (
@@ -46,6 +47,7 @@ def _known_halves() -> Iterator[tuple[int, Function, Half, str]]:
             yield function.answer.code, function, function.answer, "answer"
 
 
+TERM_CODE_SHIFT = lib.GHCB_TERMINATE_CODE_SHIFT
 _HALVES = {code: (function, half, way) for code, function, half, way in _known_halves()}
 
 
@@ -77,6 +79,8 @@ def explain_msr(value: int) -> Explanation:
     True
     """
     got = msr.decode_one(value)
+    if got.code not in _HALVES and vendors.words("msr", got.code):
+        return _of_vendor(value, got.code, got.a)
     if got.code not in _HALVES:
         return Explanation(
             value=value,
@@ -97,9 +101,6 @@ def explain_msr(value: int) -> Explanation:
     if got.status == lib.GHCB_E_RESERVED_BITS:
         bits = value & msr.rows()[got.row].reserved
         findings.append(f"reserved bits {bit_ranges(bits)} must be zero ({bits:#x} is set)")
-    if got.row == msr.NO_ROW:
-        fields.append(ExplainedField("data", got.a, ""))
-        said["data"] = _Said(f"{got.a:#x}", "")
     for one in half.fields:
         number = numbers[one.name]
         shown = _number(one, number)
@@ -124,6 +125,20 @@ def explain_msr(value: int) -> Explanation:
     )
 
 
+def _of_vendor(value: int, code: int, data: int) -> Explanation:
+    row = next(row for row in vendors.registered("msr") if row.code == code)
+    return Explanation(
+        value=value,
+        function=row.name,
+        title=row.what,
+        direction="request",
+        sentence=f"data {data:#x}",
+        fields=(ExplainedField("data", data, ""),),
+        findings=(),
+        remarks=(f"private to {row.owner}, not part of the protocol; other hosts do not know it",),
+    )
+
+
 def _number(field: Field, number: int) -> str:
     if field.shown == "gfn":
         return f"GFN {number:#x} (GPA {number << lib.GHCB_MSR_DATA_SHIFT:#x})"
@@ -140,6 +155,9 @@ def _words(field: Field, number: int, shown: str) -> str:
 
 def _reason_words(at: dict[str, int]) -> tuple[str, list[str]]:
     """Words and remarks for a termination, from ``pysev.tables.terms``."""
+    vendor = at["reason"] << TERM_CODE_SHIFT | at["set"]
+    if own := vendors.words("termination", vendor):
+        return f"{vendors.owner('termination', vendor)}: {own}", []
     sets = [one for one in REASON_SETS if one.number == at["set"]]
     meanings = [
         f"{one.owner}: {code.what}"

@@ -1,8 +1,7 @@
 """The functions of the GHCB MSR protocol in words.
 
 Bits, codes and masks are in ``ghcbcore/msr.h``; what a host does with a request is in the host.
-``FUNCTIONS`` has every code of the protocol, ``VENDOR`` the codes that Hyper-V keeps to itself:
-those have a name, but no layout that was seen.
+``FUNCTIONS`` has every code of the protocol; codes of vendors are in ``pysev.tables.vendors``.
 
 Source: GHCB protocol, MSR requests; the text of the specification was not at hand, ``seen`` names
 the implementations that agree.
@@ -12,7 +11,7 @@ from __future__ import annotations
 
 from pysev.tables.msr_schema import Field, Function, Half, lib
 
-__all__ = ["CPUID_REGISTERS", "FUNCTIONS", "PSC_OPERATIONS", "VENDOR"]
+__all__ = ["CPUID_REGISTERS", "FUNCTIONS", "PSC_OPERATIONS"]
 
 CPUID_REGISTERS = {
     lib.GHCB_MSR_CPUID_REG_EAX: "EAX",
@@ -291,58 +290,5 @@ FUNCTIONS = (
         needs="SEV-ES",
         seen=("Linux", "EDK2", "SVSM", "OAK", "OpenBSD"),
         source="GHCB MSR 0x100",
-    ),
-)
-
-_HYPERV = "private to Hyper-V, not part of the protocol; other hosts do not know it"
-
-VENDOR = (
-    Function(
-        name="hyperv_special_hypercall",
-        title="Hyper-V special hypercall",
-        what="Layout and answer were not seen.",
-        request=Half(lib.GHCB_MSR_HYPERV_SPECIAL_HYPERCALL, "data {data}"),
-        answer=None,
-        since=None,
-        needs="Hyper-V",
-        seen=("OpenVMM", "MSHV"),
-        source="GHCB MSR 0xF00, unconfirmed",
-        remarks=(_HYPERV,),
-    ),
-    Function(
-        name="hyperv_special_fast_call",
-        title="Hyper-V special fast call",
-        what="Layout and answer were not seen.",
-        request=Half(lib.GHCB_MSR_HYPERV_SPECIAL_FAST_CALL, "data {data}"),
-        answer=None,
-        since=None,
-        needs="Hyper-V",
-        seen=("OpenVMM", "MSHV"),
-        source="GHCB MSR 0xF01, unconfirmed",
-        remarks=(_HYPERV,),
-    ),
-    Function(
-        name="hyperv_hypercall_output",
-        title="Hyper-V hypercall output",
-        what="Layout and answer were not seen.",
-        request=Half(lib.GHCB_MSR_HYPERV_HYPERCALL_OUTPUT, "data {data}"),
-        answer=None,
-        since=None,
-        needs="Hyper-V",
-        seen=("OpenVMM", "MSHV"),
-        source="GHCB MSR 0xF02, unconfirmed",
-        remarks=(_HYPERV,),
-    ),
-    Function(
-        name="hyperv_debug_print",
-        title="Hyper-V debug print",
-        what="One character of a message; nothing is answered.",
-        request=Half(lib.GHCB_MSR_HYPERV_DEBUG_PRINT, "data {data}"),
-        answer=None,
-        since=None,
-        needs="Hyper-V",
-        seen=("OpenVMM", "Cloud Hypervisor"),
-        source="GHCB MSR 0xF03",
-        remarks=(_HYPERV,),
     ),
 )

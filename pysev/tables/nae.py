@@ -27,16 +27,7 @@ __all__ = [
     "USAGES",
 ]
 
-USAGES = (
-    Code("standard", lib.GHCB_USAGE_STANDARD, "save area and shared buffer"),
-    Code(
-        "hyperv_hypercall",
-        lib.GHCB_USAGE_HYPERV_HYPERCALL,
-        "Hyper-V: the page is a hypercall page",
-    ),
-    Code("hyperv_vtl_return", lib.GHCB_USAGE_HYPERV_VTL_RETURN, "Hyper-V: return to a lower VTL"),
-    Code("hyperv_idle", lib.GHCB_USAGE_HYPERV_IDLE, "Hyper-V: the page holds no request"),
-)
+USAGES = (Code("standard", lib.GHCB_USAGE_STANDARD, "save area and shared buffer"),)
 
 REPLIES = (
     Code("ok", lib.GHCB_REPLY_OK, "done"),
@@ -419,7 +410,7 @@ EVENTS = (
                     "size",
                     lib.GHCB_IOIO_SIZE_SHIFT,
                     lib.GHCB_IOIO_SIZE_WIDTH,
-                    "operand size in bytes",
+                    "operand size",
                     values={1: "8-bit", 2: "16-bit", 4: "32-bit"},
                 ),
                 Bits(
@@ -455,7 +446,12 @@ EVENTS = (
             Input(
                 "rax",
                 "value",
-                When("sw_exit_info_1", lib.GHCB_IOIO_IN_SHIFT, lib.GHCB_IOIO_IN_WIDTH, (0,)),
+                When(  # INS and OUTS have their elements at the scratch address
+                    "sw_exit_info_1",
+                    lib.GHCB_IOIO_KIND_SHIFT,
+                    lib.GHCB_IOIO_KIND_WIDTH,
+                    (lib.GHCB_IOIO_KIND_OUT, lib.GHCB_IOIO_KIND_OUT_RESERVED),
+                ),
             ),
             Input(
                 "sw_scratch",

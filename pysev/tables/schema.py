@@ -25,6 +25,9 @@ __all__ = [
     "ReasonSet",
     "Shown",
     "Status",
+    "StatusBit",
+    "VendorCode",
+    "VendorSpace",
     "When",
     "Word",
     "lib",
@@ -37,6 +40,10 @@ a tree out of the mainline, the number may move; ``unconfirmed``: the name was s
 Shown = Literal["decimal", "hex", "gpa", "features", "reason"]
 """How a value is written: a count, a bit pattern, an address, a set of hypervisor features, or a
 termination reason (set and code)."""
+
+
+VendorSpace = Literal["msr", "nae", "usage", "termination", "malformed"]
+"""Where a vendor may have codes of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +165,29 @@ class Feature:
     nae: tuple[int, ...]  # events that it brings
     confidence: Confidence
     seen: tuple[str, ...]
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class StatusBit:
+    """One bit of SEV_STATUS; ``word`` is what Linux prints, ``must`` that it must support it."""
+
+    name: str
+    bit: int
+    word: str
+    what: str
+    must: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class VendorCode:
+    """One code that the protocol does not define, and whose it is."""
+
+    space: VendorSpace
+    code: int
+    name: str
+    owner: str
+    what: str
     source: str
 
 

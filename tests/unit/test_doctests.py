@@ -18,8 +18,10 @@ MODULES = sorted(
     if not info.name.endswith("__main__")  # importing it runs the command
 )
 WITH_EXAMPLES = {
-    *("ghcbcore.jumptable", "ghcbcore.msr"),
-    *("pysev.decode.msr", "pysev.decode.reading", "pysev.flow", "pysev.host", "pysev.memmap"),
+    *("ghcbcore.ghcb", "ghcbcore.jumptable", "ghcbcore.layouts", "ghcbcore.msr", "ghcbcore.psc"),
+    *("pysev.decode.ghcb", "pysev.decode.msr", "pysev.decode.psc", "pysev.decode.reading"),
+    *("pysev.decode.sev", "pysev.decode.vendors", "pysev.decode.word"),
+    *("pysev.flow", "pysev.host", "pysev.memmap"),
 }
 
 

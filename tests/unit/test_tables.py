@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 import pysev.tables
+from ghcbcore import ghcb
 from ghcbcore._cffi import ffi, lib
 from pysev.tables import features, nae, terms
+from pysev.tables.sev import STATUS_BITS
+from pysev.tables.vendors import VENDOR_CODES
 
 PAGE = {name for name, _ in ffi.typeof("ghcb_page_t").fields}
 EVENT = {event.name: event for event in nae.EVENTS}
@@ -43,7 +46,7 @@ def numbers(prefix: str) -> dict[str, int]:
 
 def test_every_event_of_the_header_has_one_row_of_the_same_name():
     rows = {event.name: event.code for event in nae.EVENTS}
-    assert rows == numbers("GHCB_NAE_")
+    assert rows == {k: v for k, v in numbers("GHCB_NAE_").items() if k != "no_row"}
     assert len(rows) == len(nae.EVENTS)
 
 
@@ -67,7 +70,6 @@ def test_every_reason_of_the_header_has_one_row():
     ("table", "prefix"),
     [
         ("FIRMWARE_STATUS", "SNP_FW_"),
-        ("USAGES", "GHCB_USAGE_"),
         ("REPLIES", "GHCB_REPLY_"),
         ("REQUEST_STATUS", "GHCB_GUEST_REQUEST_VMM_"),
     ],
@@ -79,6 +81,75 @@ def test_list_of_codes_is_that_of_the_header(table, prefix):
         for name, value in numbers(prefix).items()
         if not name.endswith(("shift", "width"))
     }
+
+
+def test_every_usage_is_the_standards_or_a_vendors():
+    own = {code.name: code.code for code in nae.USAGES}
+    vendors_own = {row.name: row.code for row in VENDOR_CODES if row.space == "usage"}
+    assert own | vendors_own == numbers("GHCB_USAGE_")
+
+
+def test_every_bit_of_sev_status_has_one_row():
+    rows = {row.name: row.bit for row in STATUS_BITS}
+    assert rows == {k: v for k, v in numbers("SEV_STATUS_").items() if k != "features_shift"}
+
+
+def same_word(word, mask):
+    """Whether a mask of the core has the bits that the word of the table may have."""
+    if word is None:
+        return mask == 0
+    if word.bits:
+        return mask == sum(((1 << bits.width) - 1) << bits.shift for bits in word.bits)
+    if word.values:
+        return mask == (1 << max(word.values).bit_length()) - 1
+    # an address may have to be one of a page
+    return mask == 2**64 - 1 or (word.shown == "gpa" and mask == 2**64 - lib.GHCB_PAGE_SIZE)
+
+
+CORE_EVENTS = {row.code: row for row in ghcb.event_rows()}
+
+
+@pytest.mark.parametrize("event", nae.EVENTS, ids=lambda event: event.name)
+def test_core_and_table_say_the_same_of_an_event(event):
+    if event.name == "software_reserved":
+        assert event.code not in CORE_EVENTS
+        return
+    row = CORE_EVENTS[event.code]
+    assert row.since == event.since
+    assert same_word(event.info1, row.info1_mask)
+    assert same_word(event.info2, row.info2_mask)
+    assert set(ghcb.field_names(row.returned)) == set(event.answer.fields)
+    always = {i.field for i in event.inputs if i.required and i.when is None}
+    assert set(ghcb.field_names(row.required)) == always
+    # whoever has a list of APIC IDs may ask for it
+    assert row.snp_only == (event.guests == "SNP") or event.name == "apic_id_list"
+
+
+@pytest.mark.parametrize("event", nae.EVENTS, ids=lambda event: event.name)
+def test_core_requires_what_the_conditions_of_the_table_require(event):
+    whens = [i.when for i in event.inputs if i.when is not None]
+    exits = {"sw_exit_code", "sw_exit_info_1", "sw_exit_info_2"}
+    words = {0, 1, 2, 3, 4, 5, 0xD, 2**32, 2**32 + 2, 2**63}
+    words |= {value << w.shift for w in whens for value in w.values}
+    for info1, rax in itertools.product(words, repeat=2):
+        if event.name == "snp_ap_creation" and info1 >> 16 & 0xF:
+            continue  # KVM compares more bits than the operation has
+        at = {"sw_exit_info_1": info1, "rax": rax, "sw_exit_info_2": 0}
+        expected = {
+            i.field
+            for i in event.inputs
+            if i.required
+            and (
+                i.when is None
+                or (at[i.when.word] >> i.when.shift & (1 << i.when.width) - 1 in i.when.values)
+                != i.when.negated
+            )
+        }
+        got = ghcb.missing(event.code, info1, rax, valid=1 << lib.GHCB_VALID_RAX)
+        assert set(ghcb.field_names(got)) == (expected - {"rax"}) | exits
+        if not any(when.word == "rax" for when in whens):
+            got = ghcb.missing(event.code, info1, rax)
+            assert set(ghcb.field_names(got)) == expected | exits
 
 
 @pytest.mark.parametrize("table", CODE_LISTS)
@@ -161,7 +232,7 @@ def test_vectors_of_ioio_read_as_they_were_meant():
     assert read(0x0402_0E1C) == rep_outsb | {"port": 0x402}
 
 
-@pytest.mark.parametrize("module", ["nae", "features", "terms"])
+@pytest.mark.parametrize("module", ["nae", "features", "terms", "sev", "vendors"])
 def test_table_imports_its_schema_and_nothing_else_and_computes_nothing(module):
     path = Path(pysev.tables.__file__).with_name(f"{module}.py")
     tree = ast.parse(path.read_text())
@@ -174,7 +245,7 @@ def test_table_imports_its_schema_and_nothing_else_and_computes_nothing(module):
     assert [node.lineno for node in ast.walk(tree) if isinstance(node, computing)] == []
 
 
-@pytest.mark.parametrize("module", ["nae", "features", "terms"])
+@pytest.mark.parametrize("module", ["nae", "features", "terms", "sev", "vendors"])
 def test_table_types_no_number_of_the_protocol(module):
     path = Path(pysev.tables.__file__).with_name(f"{module}.py")
     literals = {
