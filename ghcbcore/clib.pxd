@@ -634,3 +634,6 @@ cdef extern from "ghcbcore/psc.h" nogil:
     int ghcb_psc_decode(
         const uint8_t *buffer, uint64_t n_bytes, ghcb_psc_header_t *header, ghcb_psc_entry_t *entries
     )
+
+cdef extern from "ghcbcore/msr_many.h" nogil:
+    void ghcb_msr_decode_many(const uint64_t *values, ghcb_msr_t *out, size_t n)

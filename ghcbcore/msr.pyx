@@ -100,9 +100,7 @@ def rows():
 
 
 cdef void decode_into(const uint64_t *values, clib.ghcb_msr_t *out, Py_ssize_t n) noexcept nogil:
-    cdef Py_ssize_t i
-    for i in range(n):
-        clib.ghcb_msr_decode(values[i], &out[i])
+    clib.ghcb_msr_decode_many(values, out, n)
 
 
 cdef void check_into(
