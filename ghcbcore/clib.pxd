@@ -637,3 +637,47 @@ cdef extern from "ghcbcore/psc.h" nogil:
 
 cdef extern from "ghcbcore/msr_many.h" nogil:
     void ghcb_msr_decode_many(const uint64_t *values, ghcb_msr_t *out, size_t n)
+cdef extern from "ghcbcore/rmp.h" nogil:
+    enum:
+        RMP_PAGE_SHIFT
+        RMP_ENTRY_BYTES
+        RMP_BOOKKEEPING_BYTES
+    ctypedef struct ghcb_rmp_t:
+        uint64_t gpa
+        uint32_t asid
+        uint16_t subpages
+        uint8_t assigned
+        uint8_t page_size
+        uint8_t immutable
+        uint8_t vmsa
+        uint8_t validated
+        uint8_t lock
+        uint8_t vmpl0
+        uint8_t vmpl1
+        uint8_t vmpl2
+        uint8_t vmpl3
+        uint8_t implicit_key
+        uint8_t root_port
+        uint8_t ide_stream
+        uint8_t migration
+        uint8_t region
+        uint8_t state
+        uint8_t status
+        uint8_t reserved_1f
+    ctypedef struct ghcb_rmp_table_t:
+        uint64_t base
+        uint64_t end
+        uint64_t n_entries
+        uint64_t entries
+        uint64_t large_start
+        uint64_t large_end
+        uint64_t is_aligned
+    uint8_t ghcb_rmp_state(const ghcb_rmp_t *entry)
+    void ghcb_rmp_decode(uint64_t low, uint64_t high, ghcb_rmp_t *out)
+    int ghcb_rmp_encode(const ghcb_rmp_t *entry, uint64_t *low, uint64_t *high)
+    void ghcb_rmp_decode_arch(uint64_t gpa, uint64_t rest, ghcb_rmp_t *out)
+    int ghcb_rmp_encode_arch(const ghcb_rmp_t *entry, uint64_t *gpa, uint64_t *rest)
+    uint64_t ghcb_rmp_bytes_for(uint64_t n_pages)
+    int ghcb_rmp_table(uint64_t base, uint64_t end, ghcb_rmp_table_t *out)
+    int ghcb_rmp_entry_at(const ghcb_rmp_table_t *table, uint64_t pfn, uint64_t *spa)
+    int ghcb_rmp_page_of(const ghcb_rmp_table_t *table, uint64_t spa, uint64_t *pfn)

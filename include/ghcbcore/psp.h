@@ -1,9 +1,9 @@
-/* What SEV and SNP firmware answers to a command.
+/* Commands to SEV and SNP firmware, and what it answers to one.
  *
  * The low half of INFO2 after an SNP guest request carries such a status; so does every command
  * that a host sends. Codes of the SEV and of the SNP specification share one number space.
  *
- * Source: Linux linux/psp-sev.h, virtee sev error.rs.
+ * Source: Linux linux/psp-sev.h, virtee sev error.rs; AMD-ASPFW sev_dispatch.c (ids).
  */
 #ifndef GHCBCORE_PSP_H
 #define GHCBCORE_PSP_H
@@ -65,6 +65,83 @@
 #define SNP_FW_RESYNC_REQUIRED 0x3e
 #define SNP_FW_RESPONSE_TOO_LARGE 0x3f
 #define SNP_FW_NOT_CALLED 0xffffffff /* not firmware's own: it was never reached */
+
+#define SEV_FW_CMD_INIT 0x01
+#define SEV_FW_CMD_SHUTDOWN 0x02
+#define SEV_FW_CMD_PLATFORM_RESET 0x03
+#define SEV_FW_CMD_PLATFORM_STATUS 0x04
+#define SEV_FW_CMD_PEK_GEN 0x05
+#define SEV_FW_CMD_PEK_CSR 0x06
+#define SEV_FW_CMD_PEK_CERT_IMPORT 0x07
+#define SEV_FW_CMD_PDH_CERT_EXPORT 0x08
+#define SEV_FW_CMD_PDH_GEN 0x09
+#define SEV_FW_CMD_DF_FLUSH 0x0a
+#define SEV_FW_CMD_DOWNLOAD_FIRMWARE 0x0b
+#define SEV_FW_CMD_GET_ID 0x0c
+#define SEV_FW_CMD_INIT_EX 0x0d
+#define SEV_FW_CMD_NOP 0x0e
+#define SEV_FW_CMD_RING_BUFFER 0x0f
+#define SEV_FW_CMD_DECOMMISSION 0x20
+#define SEV_FW_CMD_ACTIVATE 0x21
+#define SEV_FW_CMD_DEACTIVATE 0x22
+#define SEV_FW_CMD_GUEST_STATUS 0x23
+#define SEV_FW_CMD_COPY 0x24
+#define SEV_FW_CMD_ACTIVATE_EX 0x25
+#define SEV_FW_CMD_LAUNCH_START 0x30
+#define SEV_FW_CMD_LAUNCH_UPDATE_DATA 0x31
+#define SEV_FW_CMD_LAUNCH_UPDATE_VMSA 0x32
+#define SEV_FW_CMD_LAUNCH_MEASURE 0x33
+#define SEV_FW_CMD_LAUNCH_SECRET 0x34
+#define SEV_FW_CMD_LAUNCH_FINISH 0x35
+#define SEV_FW_CMD_ATTESTATION 0x36
+#define SEV_FW_CMD_SEND_START 0x40
+#define SEV_FW_CMD_SEND_UPDATE_DATA 0x41
+#define SEV_FW_CMD_SEND_UPDATE_VMSA 0x42
+#define SEV_FW_CMD_SEND_FINISH 0x43
+#define SEV_FW_CMD_SEND_CANCEL 0x44
+#define SEV_FW_CMD_RECEIVE_START 0x50
+#define SEV_FW_CMD_RECEIVE_UPDATE_DATA 0x51
+#define SEV_FW_CMD_RECEIVE_UPDATE_VMSA 0x52
+#define SEV_FW_CMD_RECEIVE_FINISH 0x53
+#define SEV_FW_CMD_DBG_DECRYPT 0x60
+#define SEV_FW_CMD_DBG_ENCRYPT 0x61
+#define SEV_FW_CMD_SWAP_OUT 0x70
+#define SEV_FW_CMD_SWAP_IN 0x71
+#define SEV_FW_CMD_SNP_INIT 0x81
+#define SEV_FW_CMD_SNP_SHUTDOWN 0x82
+#define SEV_FW_CMD_SNP_PLATFORM_STATUS 0x83
+#define SEV_FW_CMD_SNP_DF_FLUSH 0x84
+#define SEV_FW_CMD_SNP_INIT_EX 0x85
+#define SEV_FW_CMD_SNP_SHUTDOWN_EX 0x86
+#define SEV_FW_CMD_SNP_DECOMMISSION 0x90
+#define SEV_FW_CMD_SNP_ACTIVATE 0x91
+#define SEV_FW_CMD_SNP_GUEST_STATUS 0x92
+#define SEV_FW_CMD_SNP_GCTX_CREATE 0x93
+#define SEV_FW_CMD_SNP_GUEST_REQUEST 0x94
+#define SEV_FW_CMD_SNP_ACTIVATE_EX 0x95
+#define SEV_FW_CMD_SNP_LAUNCH_START 0xa0
+#define SEV_FW_CMD_SNP_LAUNCH_UPDATE 0xa1
+#define SEV_FW_CMD_SNP_LAUNCH_FINISH 0xa2
+#define SEV_FW_CMD_SNP_DBG_DECRYPT 0xb0
+#define SEV_FW_CMD_SNP_DBG_ENCRYPT 0xb1
+#define SEV_FW_CMD_SNP_PAGE_SWAP_OUT 0xc0
+#define SEV_FW_CMD_SNP_PAGE_SWAP_IN 0xc1
+#define SEV_FW_CMD_SNP_PAGE_MOVE 0xc2
+#define SEV_FW_CMD_SNP_PAGE_MD_INIT 0xc3
+#define SEV_FW_CMD_SNP_PAGE_SET_STATE 0xc6
+#define SEV_FW_CMD_SNP_PAGE_RECLAIM 0xc7
+#define SEV_FW_CMD_SNP_PAGE_UNSMASH 0xc8
+#define SEV_FW_CMD_SNP_CONFIG 0xc9
+#define SEV_FW_CMD_SNP_DOWNLOAD_FIRMWARE_EX 0xca
+#define SEV_FW_CMD_SNP_COMMIT 0xcb
+#define SEV_FW_CMD_SNP_VLEK_LOAD 0xcd
+#define SEV_FW_CMD_SNP_FEATURE_INFO 0xce
+#define SEV_FW_CMD_TIO_STATUS 0xd0
+#define SEV_FW_CMD_TIO_INIT 0xd1
+#define SEV_FW_CMD_TIO_DEV_CREATE 0xd2
+#define SEV_FW_CMD_TIO_DEV_RECLAIM 0xd3
+#define SEV_FW_CMD_TIO_DEV_CONNECT 0xd4
+#define SEV_FW_CMD_TIO_DEV_DISCONNECT 0xd5
 /* cffi: end */
 
 #endif

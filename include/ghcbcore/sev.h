@@ -36,10 +36,12 @@
 #define SEV_STATUS_IBPB_ON_ENTRY 23
 #define SEV_STATUS_FEATURES_SHIFT 2 /* SEV_FEATURES bit n is SEV_STATUS bit n + 2 */
 
-/* EAX after PVALIDATE or RMPADJUST. PVALIDATE sets carry if the page was as asked already. */
+/* EAX after an RMP instruction. PVALIDATE sets carry if the page was as asked already. */
 #define SEV_RMP_OK 0
 #define SEV_RMP_FAIL_INPUT 1
 #define SEV_RMP_FAIL_PERMISSION 2
+#define SEV_RMP_FAIL_IN_USE 3
+#define SEV_RMP_FAIL_OVERLAP 4
 #define SEV_RMP_FAIL_SIZE_MISMATCH 6
 /* cffi: end */
 

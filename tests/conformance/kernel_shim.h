@@ -12,6 +12,7 @@ typedef unsigned long size_t;
 typedef unsigned long phys_addr_t;
 typedef struct { unsigned long value; } pte_t, pgd_t, pgprot_t;
 typedef _Bool bool;
+typedef unsigned gfp_t;
 #define true 1
 #define false 0
 #define NULL ((void *)0)
@@ -20,6 +21,7 @@ typedef _Bool bool;
 #define BIT_ULL(n) (1ULL << (n))
 #define GENMASK(high, low) ((~0UL >> (63 - (high))) & (~0UL << (low)))
 #define GENMASK_ULL(high, low) ((~0ULL >> (63 - (high))) & (~0ULL << (low)))
+#define __user
 #define __packed __attribute__((packed))
 #define __always_inline inline
 #define __always_unused
@@ -33,11 +35,13 @@ typedef _Bool bool;
     BUILD_BUG_ON(offsetof(type, field) != (offset))
 
 /* Named by declarations that are never used. */
+#define EINVAL 1
 #define ENODEV 1
 #define ENOSYS 1
 #define ENOTTY 1
 enum pg_level { PG_LEVEL_4K, PG_LEVEL_2M };
 struct insn { int unused; };
 struct hv_vmcb_enlightenments { u8 unused[32]; };
+void *ERR_PTR(long error);
 bool test_bit(long bit, const unsigned long *words);
 void __set_bit(long bit, unsigned long *words);

@@ -33,11 +33,15 @@ INCLUDES = {
     "kernel": (
         "asm/msr-index.h",
         "asm/trapnr.h",
+        "asm/trap_pf.h",
+        "asm/cpufeatures.h",
+        "asm/pferr.h",
         "asm/sev-common.h",
         "asm/svm.h",
         "asm/sev.h",
         "asm/apicdef.h",
         "linux/psp-sev.h",
+        "include/linux/psp-sev.h",
     ),
     "uapi": (
         "asm/svm.h",
@@ -122,7 +126,13 @@ def compiler_flags(side: str, empty: Path) -> list[str]:
     for name in EMPTY:
         (empty / name).parent.mkdir(parents=True, exist_ok=True)
         (empty / name).touch()
-    folders = (empty, path / "arch/x86/include", path / "include/uapi")
+    # asm/kvm_host.h wants half of the kernel; what is compared stands in lines of its own.
+    kvm_host = (path / "arch/x86/include/asm/kvm_host.h").read_text()
+    pferr = re.findall(r"^#define PFERR_\w+[ \t]+\S.*(?<!\\)$", kvm_host, re.M)
+    (empty / "asm/pferr.h").write_text("\n".join([*pferr, ""]))
+    # Two headers are called linux/psp-sev.h: the one for user space is found first.
+    below = ("arch/x86/include", "include/uapi", ".", "include")
+    folders = (empty, *(path / name for name in below))
     return ["-nostdinc", "-include", str(HERE / "kernel_shim.h"), *(f"-I{f}" for f in folders)]
 
 
