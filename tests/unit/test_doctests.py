@@ -19,8 +19,9 @@ MODULES = sorted(
 )
 WITH_EXAMPLES = {
     *("ghcbcore.ghcb", "ghcbcore.jumptable", "ghcbcore.layouts", "ghcbcore.msr", "ghcbcore.psc"),
+    *("ghcbcore.rmp", "pysev.decode.cpuid", "pysev.decode.fault", "pysev.decode.firmware"),
     *("pysev.decode.ghcb", "pysev.decode.msr", "pysev.decode.psc", "pysev.decode.reading"),
-    *("pysev.decode.sev", "pysev.decode.vendors", "pysev.decode.word"),
+    *("pysev.decode.rmp", "pysev.decode.sev", "pysev.decode.vendors", "pysev.decode.word"),
     *("pysev.flow", "pysev.host", "pysev.memmap"),
 }
 
