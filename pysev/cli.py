@@ -1,4 +1,4 @@
-"""The command line: ``pysev decode | scenarios | run | check``.
+"""The command line: ``pysev decode | doctor | scenarios | run | check``.
 
 Exit status: 0 good, 1 a finding (a violation, malformed input that was decoded as such), 2 usage,
 bad input or output that cannot be written, 130 interrupted; what is wrong is said in one line on
@@ -63,6 +63,8 @@ def _parser() -> _Parser:
         "--vendor", action="append", default=[], metavar="FILE.toml", help="codes of a vendor"
     )
     decode.add_argument("--kinds", action="store_true", help="list what can be decoded")
+    doctor = commands.add_parser("doctor", help="say what a kernel log tells about SEV")
+    doctor.add_argument("log", metavar="DMESG", help="any form, gz or xz too; - for stdin")
     scenarios = commands.add_parser("scenarios", help="list the scenarios there are")
     run = commands.add_parser("run", help="run a scenario once, at any scale")
     run.add_argument("scenario")
@@ -85,7 +87,7 @@ def _parser() -> _Parser:
         metavar="FILE.py:FUNCTION",
         help="one more property: a function over an array of states",
     )
-    for one in (decode, scenarios, run, check):
+    for one in (decode, doctor, scenarios, run, check):
         one.add_argument("--json", action="store_true", help="machine-readable")
     return top
 
@@ -193,6 +195,15 @@ def _decode(arguments: argparse.Namespace) -> int:
         kind=arguments.kind,
         vendor_files=arguments.vendor,
     )
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from .doctor import main_doctor
+
+    if arguments.log == "-":
+        return main_doctor(_stdin(), "standard input", json=arguments.json)
+    with open(arguments.log, "rb") as stream:  # noqa: PTH123 -- the name stays as it was given
+        return main_doctor(stream, arguments.log, json=arguments.json)
 
 
 def _scenarios(arguments: argparse.Namespace) -> int:
@@ -305,4 +316,10 @@ def _write_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
-_COMMANDS = {"decode": _decode, "scenarios": _scenarios, "run": _run, "check": _check}
+_COMMANDS = {
+    "decode": _decode,
+    "doctor": _doctor,
+    "scenarios": _scenarios,
+    "run": _run,
+    "check": _check,
+}
