@@ -16,17 +16,8 @@ from .explanation import Explanation
 __all__ = ["MODULES", "Kind", "kind_of", "kinds"]
 
 MODULES = (
-    "msr",
-    "ghcb",
-    "psc",
-    "word",
-    "vmsa",
-    "sev",
-    "pages",
-    "rmp",
-    "fault",
-    "cpuid",
-    "firmware",
+    *("msr", "ghcb", "psc", "word", "vmsa", "sev", "pages"),
+    *("rmp", "fault", "cpuid", "firmware"),
 )
 """The modules with a tuple ``KINDS``, in the order in which their kinds are listed."""
 

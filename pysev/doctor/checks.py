@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from ghcbcore import errors, rmp
 from ghcbcore._cffi import lib
 from pysev.memmap import MemoryMap, format_size
-from pysev.tables.sev_status_words import STATUS_WORDS
+from pysev.tables.sev import STATUS_BITS
+from pysev.tables.sev_status_words import OLD_WORDS
 
 from .reading import number
 
@@ -314,7 +315,8 @@ def status_bits(text: str) -> tuple[set[int], list[str]]:
     ([0, 1, 2, 3, 4, 6], [])
     """
     bits: set[int] = set()
-    spelled = [(word, one.bit) for one in STATUS_WORDS for word in (one.word, one.old) if word]
+    spelled = [(one.word, one.bit) for one in STATUS_BITS if one.word]
+    spelled += [(word, bit) for bit, word in OLD_WORDS.items()]
     for word, bit in sorted(spelled, key=lambda pair: -len(pair[0])):
         text, n_found = re.subn(rf"(?<!\S){re.escape(word)}(?!\S)", " ", text)
         if n_found:
@@ -329,7 +331,7 @@ def _status(boot: BootFacts) -> Iterator[Result]:
     bits, unknown = status_bits(one.values["status"])
     if unknown:
         yield "status_unknown", [one.line], {"words": " ".join(unknown)[:80]}
-    must = [row.word for row in STATUS_WORDS if row.must and row.bit in bits]
+    must = [row.word for row in STATUS_BITS if row.must and row.bit in bits]
     if must:
         yield "status_must", [one.line], {"words": ", ".join(must)}
     active = boot.first("encryption")

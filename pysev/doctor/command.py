@@ -52,6 +52,7 @@ def main_doctor(stream: IO[bytes], name: str, *, json: bool) -> int:
 def _side(boot: BootFacts) -> str:
     """Return whose log it is, as far as its lines say."""
     host, guest = boot.sides["host"], boot.sides["guest"]
+    guest += sum("SEV" in one.words or "TDX" in one.words for one in boot.all("encryption"))
     if host and guest:
         return "host and guest mixed" if not boot.all("hypervisor") else "guest, also a host itself"
     return "host" if host else "guest" if guest else "unknown"
@@ -109,12 +110,16 @@ def _memory_facts(boot: BootFacts) -> Iterator[tuple[str, str, list[int]]]:
 
 
 def _rmp_facts(boot: BootFacts) -> Iterator[tuple[str, str, list[int]]]:
-    for fact, table in rmp_tables(boot):
+    tables = list(rmp_tables(boot))
+    end = ram_end(boot, boot.memory()[0]) if len(tables) == 1 else 0
+    for fact, table in tables:
         if isinstance(table, str):
             continue
         covered = table.n_entries * lib.GHCB_PAGE_SIZE
         words = f"[{table.base:#x} - {table.end:#x}]: {_gib(table.end + 1 - table.base)}, "
         words += f"entries for pages up to {covered:#x} ({_gib(covered)})"
+        if 0 < end <= covered:
+            words += f", {_gib(covered - end)} above the end of RAM"
         yield "RMP", words, [fact.line]
     if one := boot.first("rmp_segmented"):
         yield "RMP", f"segmented, {one.words}", [one.line]

@@ -16,6 +16,7 @@ from pysev.decode.fault import explain_pf
 from pysev.decode.firmware import explain_command, explain_status
 from pysev.decode.msr import explain_msr
 from pysev.decode.rmp import explain_rmp
+from pysev.decode.sev import explain_sev_status
 from pysev.tables.nae import AUTOMATIC_EXITS, EVENTS, MALFORMED, PSC_STATUS, REPLIES
 
 __all__ = ["READERS", "number"]
@@ -108,7 +109,7 @@ def _termination_nae(at: Mapping[str, str]) -> Words | None:
     reason_set = reason >> lib.GHCB_TERMINATE_SET_SHIFT & (1 << lib.GHCB_TERMINATE_SET_WIDTH) - 1
     words = _terminated(reason_set, reason >> lib.GHCB_TERMINATE_CODE_SHIFT)
     if info:
-        words["said"] += f"; SEV_STATUS bits {info:#x}"
+        words["said"] += f"; SEV_STATUS bits {info:#x} ({explain_sev_status(info).sentence})"
     return words
 
 

@@ -335,7 +335,7 @@ def test_the_words_of_a_row_use_only_what_its_pattern_reads(rule):
     [
         ("terminated", "an SEV feature is on that the guest does not support"),
         ("terminated_nae", "0x0:0x2, GHCB standard: an SEV feature"),
-        ("terminated_nae", "SEV_STATUS bits 0x800"),
+        ("terminated_nae", "SEV_STATUS bits 0x800 (SecureTSC)"),
         ("terminated_msr", "0x0:0x2, GHCB standard: an SEV feature"),
         ("vmgexit_input", "exit 0x72 (cpuid)"),
         ("vmgexit_code", "exit 0x80000017 (apic_id_list)"),
