@@ -1,7 +1,7 @@
 # The only `cdef extern` of the core: what the headers in include/ declare, as Cython sees it.
 # One block per header; a number never stands here, only its name.
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef extern from "ghcbcore/status.h" nogil:
     enum:
@@ -681,3 +681,95 @@ cdef extern from "ghcbcore/rmp.h" nogil:
     int ghcb_rmp_table(uint64_t base, uint64_t end, ghcb_rmp_table_t *out)
     int ghcb_rmp_entry_at(const ghcb_rmp_table_t *table, uint64_t pfn, uint64_t *spa)
     int ghcb_rmp_page_of(const ghcb_rmp_table_t *table, uint64_t spa, uint64_t *pfn)
+cdef extern from "ghcbcore/trace.h" nogil:
+    const uint64_t GHCB_TRACE_NO_TIME
+    const uint32_t GHCB_TRACE_NO_PID
+    const uint32_t GHCB_TRACE_NO_VCPU
+    enum:
+        GHCB_TRACE_SKIP
+        GHCB_TRACE_BAD
+        GHCB_TRACE_NAE_ENTER
+        GHCB_TRACE_NAE_EXIT
+        GHCB_TRACE_MSR_ENTER
+        GHCB_TRACE_MSR_EXIT
+        GHCB_TRACE_RMP_FAULT
+        GHCB_TRACE_KVM_EXIT
+        GHCB_TRACE_OTHER
+        GHCB_TRACE_LOST
+        GHCB_TRACE_E_LONG
+        GHCB_TRACE_NO_CPU
+        GHCB_TRACE_LINE_MAX
+        GHCB_TRACE_NAME_MAX
+        GHCB_TRACE_N_NAMES
+
+    ctypedef struct ghcb_trace_line_t:
+        uint64_t line
+        uint64_t offset
+        uint64_t time_ns
+        uint64_t a
+        uint64_t b
+        uint64_t c
+        uint32_t pid
+        uint32_t tgid
+        uint32_t vcpu
+        int32_t result
+        uint16_t cpu
+        uint8_t kind
+        uint8_t detail
+        uint8_t form
+        uint8_t reserved_45
+        uint16_t reserved_46
+
+cdef extern from "ghcbcore/traceline.h" nogil:
+    enum:
+        GHCB_TRACE_PAD
+        GHCB_TRACE_PRINT_MAX
+    uint8_t ghcb_trace_parse(
+        const char *p, const char *end, ghcb_trace_line_t *out, const char **name, uint32_t *n_name
+    )
+    uint8_t ghcb_trace_bad(ghcb_trace_line_t *out, uint8_t why)
+    char *ghcb_trace_print(char *p, const ghcb_trace_line_t *line)
+
+cdef extern from "ghcbcore/exchange.h" nogil:
+    const uint64_t GHCB_EXCHANGE_NOT_OFFERED
+    enum:
+        GHCB_EXCHANGE_PAGE
+        GHCB_EXCHANGE_ENTER
+        GHCB_EXCHANGE_EXIT
+        GHCB_EXCHANGE_USER
+        GHCB_EXCHANGE_ENDED
+        GHCB_EXCHANGE_OPEN
+        GHCB_EXCHANGE_OVERLAP
+        GHCB_EXCHANGE_FIRST
+        GHCB_EXCHANGE_LOST
+        GHCB_EXCHANGE_CHANGED
+        GHCB_EXCHANGE_BACKWARDS
+        GHCB_EXCHANGE_UNREGISTERED
+        GHCB_EXCHANGE_STEPS
+        GHCB_EXCHANGE_N_BINS
+        GHCB_EXCHANGE_N_KINDS
+        GHCB_EXCHANGE_MAX_VCPUS
+
+    ctypedef struct ghcb_exchange_t:
+        uint64_t begin_ns
+        uint64_t end_ns
+        uint64_t msr
+        uint64_t msr_after
+        uint64_t sw_exit_code
+        uint64_t sw_exit_info_1
+        uint64_t sw_exit_info_2
+        uint64_t info_1_after
+        uint64_t info_2_after
+        uint64_t enter_line
+        uint64_t exit_line
+        uint64_t offered
+        uint32_t pid
+        uint32_t tgid
+        uint32_t vcpu
+        int32_t result
+        uint16_t cpu
+        uint16_t kind
+        uint16_t flags
+        uint16_t version
+
+    uint32_t ghcb_exchange_bin(uint64_t ns)
