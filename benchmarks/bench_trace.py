@@ -1,7 +1,7 @@
 """Read the text of a KVM trace, beside one compiled regular expression.
 
-The peer is what anybody writes first: one expression for all four VMGEXIT events, compiled once, run
-by ``finditer`` over the whole text; that it finds a line counts, its groups are not even converted.
+The peer is what anybody writes first: one expression for all four VMGEXIT events, compiled once,
+run by ``finditer`` over the whole text; that it finds a line counts, its groups are not converted.
 Ours has every number of each line as an integer in a record.
 
 Sizes: 400,000 lines, 50 MB, which leaves every cache; the other row has 20,000 lines, one in twenty

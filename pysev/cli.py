@@ -1,4 +1,4 @@
-"""The command line: ``pysev decode | doctor | scenarios | run | check``.
+"""The command line: ``pysev decode | trace | doctor | scenarios | run | check``.
 
 Exit status: 0 good, 1 a finding (a violation, malformed input that was decoded as such), 2 usage,
 bad input or output that cannot be written, 130 interrupted; what is wrong is said in one line on
@@ -63,6 +63,12 @@ def _parser() -> _Parser:
         "--vendor", action="append", default=[], metavar="FILE.toml", help="codes of a vendor"
     )
     decode.add_argument("--kinds", action="store_true", help="list what can be decoded")
+    trace = commands.add_parser("trace", help="sum up and judge a trace of KVM's events")
+    trace.add_argument(
+        "file", metavar="FILE", help="text of ftrace, trace-cmd or perf; - for stdin"
+    )
+    for how in ("jsonl", "csv", "parquet", "perfetto"):
+        trace.add_argument(f"--{how}", metavar="OUT", help=f"write each exchange as {how}")
     doctor = commands.add_parser("doctor", help="say what a kernel log tells about SEV")
     doctor.add_argument("log", metavar="DMESG", help="any form, gz or xz too; - for stdin")
     scenarios = commands.add_parser("scenarios", help="list the scenarios there are")
@@ -87,7 +93,7 @@ def _parser() -> _Parser:
         metavar="FILE.py:FUNCTION",
         help="one more property: a function over an array of states",
     )
-    for one in (decode, doctor, scenarios, run, check):
+    for one in (decode, trace, doctor, scenarios, run, check):
         one.add_argument("--json", action="store_true", help="machine-readable")
     return top
 
@@ -206,6 +212,18 @@ def _doctor(arguments: argparse.Namespace) -> int:
         return main_doctor(stream, arguments.log, json=arguments.json)
 
 
+def _trace(arguments: argparse.Namespace) -> int:
+    from .trace.command import main_trace
+    from .trace.export import FORMATS
+
+    exports = [(how, getattr(arguments, how)) for how in FORMATS if getattr(arguments, how)]
+    to = [path for _, path in exports]
+    if len(set(to)) < len(to):
+        raise _UsageError("trace: two exports to one place")
+    stdin = _stdin() if arguments.file == "-" else None
+    return main_trace(arguments.file, json=arguments.json, exports=exports, stdin=stdin)
+
+
 def _scenarios(arguments: argparse.Namespace) -> int:
     from .report import scenarios_text
     from .scenarios import all_scenarios
@@ -318,6 +336,7 @@ def _write_json(value: Any) -> None:
 
 _COMMANDS = {
     "decode": _decode,
+    "trace": _trace,
     "doctor": _doctor,
     "scenarios": _scenarios,
     "run": _run,

@@ -40,7 +40,6 @@ INCLUDES = {
         "asm/svm.h",
         "asm/sev.h",
         "asm/apicdef.h",
-        "linux/psp-sev.h",
         "include/linux/psp-sev.h",
     ),
     "uapi": (

@@ -88,7 +88,7 @@ def _time(text):
 
 
 def _event(text):
-    """Return the record of ``name: text``, {} for a line that is not of interest, None for a bad one."""
+    """Return the record of ``name: text``, {} if it is not of interest, None if it is bad."""
     text = text.removeprefix(b"kvm:")
     if not text.startswith(b"kvm_"):
         return {}
