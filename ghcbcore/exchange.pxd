@@ -23,6 +23,8 @@ cdef class Pairer:
     cdef uint32_t *index
     cdef Py_ssize_t count
     cdef Py_ssize_t room
+    cdef Py_ssize_t added  # since vCPUs were last forgotten
+    cdef uint64_t forgotten
     cdef uint64_t mask
     cdef uint64_t untracked
     cdef uint64_t lost
@@ -44,6 +46,7 @@ cdef class Pairer:
     cdef object _name_counts
     cdef uint64_t *by_name
     cdef int grow(self) except -1
+    cdef void forget(self) noexcept nogil
     cdef uint64_t place(self, uint32_t pid, uint32_t vcpu) noexcept nogil
     cdef Vcpu *find(self, uint32_t pid, uint32_t vcpu) noexcept nogil
     cdef uint16_t kind_of(self, bint page, uint64_t code) noexcept nogil

@@ -12,8 +12,8 @@ waits for its answer:
 - An answer comes and no such request waits: it is an exchange of its own, without ``ENTER``.
 - The trace ends: what waits is given out, ``OPEN``.
 
-The state is one record a vCPU, so memory does not depend on the length of the trace. Beside it are
-kept: how often each kind of request came and how long its answers took, by size (``histogram``);
+The state is one record a vCPU, so memory does not depend on the length of the trace; when there are
+``GHCB_EXCHANGE_MAX_VCPUS`` of them, those that wait for nothing are forgotten. Beside it are kept: how often each kind of request came and how long its answers took, by size (``histogram``);
 how many lines of each kind there were; what the host has offered so far, which rules need.
 
 Source: GHCB fact sheet 9.1; KVM's code paths as described there.
@@ -89,9 +89,10 @@ cdef class Pairer:
     Attributes
     ----------
     n_vcpus : int
-        vCPUs that were seen, by (pid, number).
+        vCPUs that were seen, by (pid, number); one that was forgotten and comes again counts twice.
     n_untracked : int
-        Records of vCPUs beyond ``GHCB_EXCHANGE_MAX_VCPUS``: these are not in any exchange.
+        Records of vCPUs beyond ``GHCB_EXCHANGE_MAX_VCPUS`` that all wait for an answer: these are
+        not in any exchange.
     n_lost : int
         Events that the tracer says it has lost (at least one for each such line).
     span_ns : tuple of int, or None
@@ -119,7 +120,7 @@ cdef class Pairer:
 
     @property
     def n_vcpus(self):
-        return self.count
+        return self.count + self.forgotten
 
     @property
     def n_untracked(self):
@@ -136,7 +137,7 @@ cdef class Pairer:
         return self.first_ns, self.last_ns
 
     def vcpus(self):
-        """Return (pid, vCPU) of every vCPU seen: uint32 array, shape (n, 2), in order of coming.
+        """Return (pid, vCPU) of every vCPU not forgotten: uint32 array, shape (n, 2), as they came.
 
         ``GHCB_TRACE_NO_PID`` stands for a line that names no thread.
         """
@@ -257,8 +258,11 @@ cdef class Pairer:
     # -- the table of vCPUs ---------------------------------------------------------------------
 
     cdef int grow(self) except -1:
-        """Double the table."""
+        """Double the table; forget vCPUs if it is as large as it may be."""
         cdef Py_ssize_t i, room = max(64, 2 * self.room)
+        if room > clib.GHCB_EXCHANGE_MAX_VCPUS:
+            self.forget()
+            return 0
         vcpus = _np.zeros(room * sizeof(Vcpu), _np.uint8)
         if self._vcpus is not None:
             vcpus[: self.room * sizeof(Vcpu)] = self._vcpus
@@ -273,6 +277,21 @@ cdef class Pairer:
         for i in range(self.count):
             self.index[self.place(self.table[i].pid, self.table[i].vcpu)] = <uint32_t> i + 1
         return 0
+
+    cdef void forget(self) noexcept nogil:
+        """Keep only the vCPUs that wait for an answer."""
+        cdef Py_ssize_t i, kept = 0
+        for i in range(self.count):
+            if self.table[i].is_open:
+                self.table[kept] = self.table[i]
+                kept += 1
+        self.forgotten += self.count - kept
+        memset(self.table + kept, 0, (self.room - kept) * sizeof(Vcpu))
+        memset(self.index, 0, (self.mask + 1) * sizeof(uint32_t))
+        self.count = kept
+        self.added = 0
+        for i in range(kept):
+            self.index[self.place(self.table[i].pid, self.table[i].vcpu)] = <uint32_t> i + 1
 
     cdef uint64_t place(self, uint32_t pid, uint32_t vcpu) noexcept nogil:
         """Return where in the index this vCPU is, or would be."""
@@ -296,6 +315,7 @@ cdef class Pairer:
         new = self.table + self.count
         self.count += 1
         self.index[at] = <uint32_t> self.count
+        self.added += 1
         new.pid = pid
         new.vcpu = vcpu
         return new
@@ -330,7 +350,10 @@ cdef class Pairer:
         if clib.GHCB_TRACE_NAE_ENTER <= line.kind <= clib.GHCB_TRACE_MSR_EXIT:
             vcpu = self.find(line.pid, line.vcpu)
             if vcpu == NULL:
-                if self.room < clib.GHCB_EXCHANGE_MAX_VCPUS:
+                if (
+                    self.room < clib.GHCB_EXCHANGE_MAX_VCPUS
+                    or self.added > clib.GHCB_EXCHANGE_MAX_VCPUS // 2  # then forgetting may help
+                ):
                     return NO_ROOM
                 self.untracked += 1
         else:

@@ -127,7 +127,7 @@ cdef class Scanner:
         >>> out = np.empty(4, LINE_DTYPE)
         >>> text = b"kvm:kvm_vmgexit_msr_protocol_enter: vcpu 0, ghcb_gpa 0020000000000014\\n"
         >>> Scanner().scan(text, out)
-        (74, 1)
+        (70, 1)
         >>> int(out[0]["kind"]), hex(out[0]["a"])
         (4, '0x20000000000014')
         """
@@ -265,7 +265,7 @@ def format_lines(const ghcb_trace_line_t[::1] lines not None):
     ----------
     lines : array of LINE_DTYPE, shape (n,), C-contiguous
         ``kind`` must be one of the four VMGEXIT kinds, and time, pid, vCPU and CPU must be known.
-        ``line``, ``offset``, ``tgid`` and ``form`` are not looked at.
+        ``tgid`` is written if it is known; ``line``, ``offset`` and ``form`` are not looked at.
 
     Returns
     -------

@@ -79,6 +79,15 @@ def _parser() -> _Parser:
     where.add_argument("--memory", metavar="SIZE", help="a plain guest, e.g. 256G, 4T")
     where.add_argument("--memmap", metavar="FILE", help="e820 lines of a dmesg; - for stdin")
     run.add_argument("--seed", type=_integer, default=0, metavar="N", help="chooses the order")
+    run.add_argument(
+        "--repeat",
+        type=_integer,
+        default=1,
+        metavar="N",
+        help="N runs, with this seed and the next",
+    )
+    run.add_argument("--trace", metavar="OUT", help="write what KVM would have traced, as text")
+    run.add_argument("--perfetto", metavar="OUT", help="write it as a track for each vCPU")
     check = commands.add_parser("check", help="check a scenario in every order of events")
     check.add_argument("scenario", nargs="?")
     check.add_argument("--all", action="store_true", help="every scenario; 0 if all as expected")
@@ -243,6 +252,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from .report import run_text
     from .scenarios import find
     from .simulate import run
+    from .trace.recorder import open_recorder
 
     scenario = find(arguments.scenario)
     memory = None
@@ -253,12 +263,34 @@ def _run(arguments: argparse.Namespace) -> int:
     elif arguments.memmap is not None:
         memory = MemoryMap.from_file(arguments.memmap)
     machine = Machine.of(arguments.cpus, memory, jump_table=scenario.jump_table)
-    result = run(scenario.build(machine), machine, arguments.seed)
+    if arguments.repeat < 1:
+        raise _UsageError(f"--repeat {arguments.repeat}: must be at least 1")
+    if arguments.trace is not None and arguments.trace == arguments.perfetto:
+        raise _UsageError("run: --trace and --perfetto to one place")
+    flow = scenario.build(machine)
+    verdicts: dict[str, int] = {}
+    with open_recorder(arguments.trace, arguments.perfetto) as recorder:
+        shown = None
+        for seed in range(arguments.seed, arguments.seed + arguments.repeat):
+            result = run(flow, machine, seed)
+            recorder.add(result)
+            verdicts[result.verdict] = verdicts.get(result.verdict, 0) + 1
+            if shown is None or (shown.verdict == "holds" and result.verdict != "holds"):
+                shown = result
+    assert shown is not None
+    status = GOOD if set(verdicts) == {"holds"} else FINDING
+    if "-" in (arguments.trace, arguments.perfetto):
+        return status
+    more = {"runs": arguments.repeat, "verdicts": verdicts} if arguments.repeat > 1 else {}
     if arguments.json:
-        _write_json(result.as_json())
+        _write_json(shown.as_json() | more)
     else:
-        sys.stdout.write(run_text(scenario, machine, result))
-    return GOOD if result.verdict == "holds" else FINDING
+        sys.stdout.write(run_text(scenario, machine, shown))
+        if more:
+            n = ", ".join(f"{verdict} {n}" for verdict, n in verdicts.items())
+            last = arguments.seed + arguments.repeat - 1
+            sys.stdout.write(f"{arguments.repeat} runs, seeds {arguments.seed} to {last}: {n}\n")
+    return status
 
 
 def _check(arguments: argparse.Namespace) -> int:

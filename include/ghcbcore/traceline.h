@@ -578,6 +578,11 @@ static inline char *ghcb_trace_print(char *p, const ghcb_trace_line_t *line)
     p = ghcb_trace_put_dec(p, line->pid, 1, ' ');
     while (p < pid + 7)
         *p++ = ' ';
+    if (line->tgid != GHCB_TRACE_NO_PID) {
+        GHCB_TRACE_PUT(p, " (");
+        p = ghcb_trace_put_dec(p, line->tgid, 7, ' ');
+        *p++ = ')';
+    }
     GHCB_TRACE_PUT(p, " [");
     p = ghcb_trace_put_dec(p, line->cpu, 3, '0');
     GHCB_TRACE_PUT(p, "] ..... ");
@@ -613,7 +618,8 @@ static inline char *ghcb_trace_print(char *p, const ghcb_trace_line_t *line)
             GHCB_TRACE_PUT(p, ", result ");
             if (line->result < 0)
                 *p++ = '-';
-            p = ghcb_trace_put_dec(p, (uint64_t)(line->result < 0 ? -(int64_t)line->result : line->result), 1, ' ');
+            int64_t result = line->result;
+        p = ghcb_trace_put_dec(p, (uint64_t)(result < 0 ? -result : result), 1, ' ');
         }
     }
     *p++ = '\n';

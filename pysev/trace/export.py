@@ -131,9 +131,10 @@ class Sink:
         Whole records that were written.
     """
 
-    def __init__(self, name: str, stream: IO[bytes]) -> None:
+    def __init__(self, name: str, stream: IO[bytes], unit: str = "exchanges") -> None:
         self.name = name
         self.n_records = 0
+        self._unit = unit
         self._fd = stream.fileno()
         self._is_file = stat.S_ISREG(os.fstat(self._fd).st_mode)
 
@@ -146,9 +147,27 @@ class Sink:
                 view = view[os.write(self._fd, view) :]
         except OSError as error:
             self._settle(records, n, len(whole) - len(view))
-            text = f"{error.strerror}: {self.n_records} exchanges were written"
-            raise OSError(error.errno, text, self.name) from error
+            raise self._failed(error) from error
         self.n_records += n
+
+    def write_lines(self, text: Array, n: int) -> None:
+        """Write ``n`` records that are lines."""
+        view = text.data
+        try:
+            while len(view):
+                view = view[os.write(self._fd, view) :]
+        except OSError as error:
+            written = bytes(text.data[: len(text) - len(view)])
+            records = written.splitlines(keepends=True)
+            if records and not records[-1].endswith(b"\n"):
+                records[-1] += b"\n"
+            self._settle(records, len(records), len(written))
+            raise self._failed(error) from error
+        self.n_records += n
+
+    def _failed(self, error: OSError) -> OSError:
+        text = f"{error.strerror}: {self.n_records} {self._unit} were written"
+        return type(error)(error.errno, text, self.name)
 
     def _settle(self, records: list[bytes], n: int, written: int) -> None:
         """Count the whole records among what was written; cut a half one off a file."""

@@ -60,12 +60,17 @@ class TraceReader:
             while len(rest):
                 used, n = self.scanner.scan(rest, self._lines)
                 rest = rest[used:]
-                yield from self._paired(self._lines[:n])
-        yield from self._paired(self._lines[: self.scanner.finish(self._lines)])
+                yield from self.paired(self._lines[:n])
+        yield from self.paired(self._lines[: self.scanner.finish(self._lines)])
+        yield from self.rest()
+
+    def rest(self) -> Iterator[Batch]:
+        """The trace has ended: give the exchanges that still wait for an answer."""
         while n := self.pairer.finish(self._exchanges):
             yield Batch(self._lines[:0], self._exchanges[:n])
 
-    def _paired(self, lines: Array) -> Iterator[Batch]:
+    def paired(self, lines: Array) -> Iterator[Batch]:
+        """Give what records of lines say that come from elsewhere, in order."""
         while len(lines):
             used, n = self.pairer.pair(lines, self._exchanges)
             yield Batch(lines[:used], self._exchanges[:n])

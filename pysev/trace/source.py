@@ -1,7 +1,7 @@
 """Where the text of a trace comes from: a file, standard input, or a tool that prints a binary one.
 
 What a file is, its first bytes say: ``trace.dat`` of trace-cmd and ``perf.data`` of perf are
-printed by the tools that made them; text may be packed by gzip, bzip2, xz or, where Python can, zstd.
+printed by the tools that made them; text may be packed by gzip, bzip2, xz or, if Python can, zstd.
 """
 
 from __future__ import annotations

@@ -186,6 +186,7 @@ record = st.builds(
     b=st.integers(0, 2**64 - 1),
     c=st.integers(0, 2**64 - 1),
     pid=st.integers(0, 2**32 - 2),
+    tgid=st.integers(0, 2**32 - 1),
     vcpu=st.integers(0, 2**32 - 2),
     cpu=st.integers(0, 2**16 - 2),
     result=st.integers(-(2**31), 2**31 - 1),
@@ -201,7 +202,6 @@ def test_what_is_written_is_read_back_equal(rows):
     text = format_lines(lines).tobytes()
     found, _ = scan(text)
     lines["form"] = lib.GHCB_TRACE_FORM_FTRACE
-    lines["tgid"] = 2**32 - 1
     lines["line"] = np.arange(1, len(rows) + 1)
     lines["offset"] = found["offset"]
     msr = lines["kind"] >= lib.GHCB_TRACE_MSR_ENTER
