@@ -407,7 +407,7 @@ def _first_line(value: int) -> str:
 
 def _msr_words(x: Any) -> str:
     explained = explain_msr(int(x["msr"]))
-    return "; ".join((f"{_who(x)}: {_first_line(explained.value)}", *explained.findings))
+    return "; ".join((f"{_who(x)}: {_first_line(int(x['msr']))}", *explained.findings))
 
 
 def _msr_answer_words(x: Any) -> str:

@@ -17,6 +17,7 @@ Source: GHCB fact sheet 5.2 and 9.1.
 from __future__ import annotations
 
 from collections.abc import Iterator
+
 import numpy as np
 
 from ghcbcore._cffi import lib
