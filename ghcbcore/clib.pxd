@@ -639,9 +639,7 @@ cdef extern from "ghcbcore/msr_many.h" nogil:
     void ghcb_msr_decode_many(const uint64_t *values, ghcb_msr_t *out, size_t n)
 cdef extern from "ghcbcore/rmp.h" nogil:
     enum:
-        RMP_PAGE_SHIFT
         RMP_ENTRY_BYTES
-        RMP_BOOKKEEPING_BYTES
     ctypedef struct ghcb_rmp_t:
         uint64_t gpa
         uint32_t asid

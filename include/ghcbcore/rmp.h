@@ -20,6 +20,8 @@
 #ifndef GHCBCORE_RMP_H
 #define GHCBCORE_RMP_H
 
+#include <ghcbcore/page.h>
+#include <ghcbcore/sev.h>
 #include <ghcbcore/status.h>
 #include <stdint.h>
 
@@ -46,7 +48,6 @@
 #define RMP_ENTRY_BYTES 16
 #define RMP_BOOKKEEPING_BYTES 0x4000
 #define RMP_SEGMENT_TABLE_BYTES 0x1000
-#define RMP_PAGE_SHIFT 12
 #define RMP_ADDRESS_SHIFT 13
 #define RMP_ADDRESS_BITS 52
 #define RMP_END_UNSET 0x1fff
@@ -67,7 +68,6 @@
 #define RMP_VALIDATED_SHIFT 62
 #define RMP_LOCK_SHIFT 63
 /* Raw entry, high word: a mask of rights for each VMPL, VMPL0 lowest, and what firmware keeps. */
-#define RMP_N_VMPLS 4
 #define RMP_VMPL_WIDTH 8
 #define RMP_IMPLICIT_KEY_SHIFT 32
 #define RMP_ROOT_PORT_SHIFT 49
@@ -172,7 +172,7 @@ static inline uint64_t ghcb_rmp_reserved_high(void)
         | ((1ULL << RMP_ROOT_PORT_WIDTH) - 1) << RMP_ROOT_PORT_SHIFT
         | ((1ULL << RMP_IDE_STREAM_WIDTH) - 1) << RMP_IDE_STREAM_SHIFT
         | ((1ULL << RMP_MIGRATION_WIDTH) - 1) << RMP_MIGRATION_SHIFT;
-    for (unsigned i = 0; i < RMP_N_VMPLS; i++)
+    for (unsigned i = 0; i < SEV_N_VMPLS; i++)
         claimed |= (uint64_t)RMP_RIGHTS_ALL << (i * RMP_VMPL_WIDTH);
     return ~claimed;
 }
@@ -180,7 +180,7 @@ static inline uint64_t ghcb_rmp_reserved_high(void)
 /* The state of a page by its raw entry, in firmware's order of tests. */
 static inline uint8_t ghcb_rmp_state(const ghcb_rmp_t *e)
 {
-    uint64_t gfn = e->gpa >> RMP_PAGE_SHIFT;
+    uint64_t gfn = e->gpa >> GHCB_PAGE_SHIFT;
     uint64_t tag = ghcb_rmp_bits(gfn, RMP_TAG_SHIFT, RMP_TAG_WIDTH);
     uint64_t frame = gfn & ((1ULL << RMP_TAG_SHIFT) - 1);
 
@@ -216,7 +216,7 @@ static inline void ghcb_rmp_decode(uint64_t low, uint64_t high, ghcb_rmp_t *out)
     e.page_size = ghcb_rmp_bits(low, RMP_PAGE_SIZE_SHIFT, 1);
     e.immutable = ghcb_rmp_bits(low, RMP_IMMUTABLE_SHIFT, 1);
     e.subpages = ghcb_rmp_bits(low, RMP_SUBPAGES_SHIFT, RMP_SUBPAGES_WIDTH);
-    e.gpa = ghcb_rmp_bits(low, RMP_GFN_SHIFT, RMP_GFN_WIDTH) << RMP_PAGE_SHIFT;
+    e.gpa = ghcb_rmp_bits(low, RMP_GFN_SHIFT, RMP_GFN_WIDTH) << GHCB_PAGE_SHIFT;
     e.asid = ghcb_rmp_bits(low, RMP_ASID_SHIFT, RMP_ASID_WIDTH);
     e.vmsa = ghcb_rmp_bits(low, RMP_VMSA_SHIFT, 1);
     e.validated = ghcb_rmp_bits(low, RMP_VALIDATED_SHIFT, 1);
@@ -244,9 +244,9 @@ static inline int ghcb_rmp_encode(const ghcb_rmp_t *e, uint64_t *low, uint64_t *
 {
     uint64_t lo, hi;
 
-    if (e->gpa & ((1ULL << RMP_PAGE_SHIFT) - 1))
+    if (e->gpa & ((1ULL << GHCB_PAGE_SHIFT) - 1))
         return GHCB_E_UNALIGNED;
-    if (e->gpa >> RMP_PAGE_SHIFT >> RMP_GFN_WIDTH || e->asid >> RMP_ASID_WIDTH
+    if (e->gpa >> GHCB_PAGE_SHIFT >> RMP_GFN_WIDTH || e->asid >> RMP_ASID_WIDTH
         || e->subpages >> RMP_SUBPAGES_WIDTH || e->root_port >> RMP_ROOT_PORT_WIDTH
         || e->migration >> RMP_MIGRATION_WIDTH
         || (e->assigned | e->page_size | e->immutable | e->vmsa | e->validated | e->lock
@@ -257,7 +257,7 @@ static inline int ghcb_rmp_encode(const ghcb_rmp_t *e, uint64_t *low, uint64_t *
         | (uint64_t)e->page_size << RMP_PAGE_SIZE_SHIFT
         | (uint64_t)e->immutable << RMP_IMMUTABLE_SHIFT
         | (uint64_t)e->subpages << RMP_SUBPAGES_SHIFT
-        | e->gpa >> RMP_PAGE_SHIFT << RMP_GFN_SHIFT
+        | e->gpa >> GHCB_PAGE_SHIFT << RMP_GFN_SHIFT
         | (uint64_t)e->asid << RMP_ASID_SHIFT
         | (uint64_t)e->vmsa << RMP_VMSA_SHIFT
         | (uint64_t)e->validated << RMP_VALIDATED_SHIFT
@@ -293,7 +293,7 @@ static inline void ghcb_rmp_decode_arch(uint64_t gpa, uint64_t rest, ghcb_rmp_t 
         || ghcb_rmp_bits(rest, (RMP_ARCH_OFF_IMMUTABLE + 1 - 8) * 8, 8))
         e.status = GHCB_E_RESERVED_BITS;
     else if (e.gpa & ((e.assigned && e.asid && e.page_size ? RMP_LARGE_PAGE_BYTES
-                                                           : 1ULL << RMP_PAGE_SHIFT) - 1))
+                                                           : 1ULL << GHCB_PAGE_SHIFT) - 1))
         e.status = GHCB_E_UNALIGNED;
     *out = e;
 }
@@ -301,7 +301,7 @@ static inline void ghcb_rmp_decode_arch(uint64_t gpa, uint64_t rest, ghcb_rmp_t 
 /* Put together what RMPREAD returns; without `region`, also what RMPUPDATE takes. */
 static inline int ghcb_rmp_encode_arch(const ghcb_rmp_t *e, uint64_t *gpa, uint64_t *rest)
 {
-    if (e->gpa & ((1ULL << RMP_PAGE_SHIFT) - 1))
+    if (e->gpa & ((1ULL << GHCB_PAGE_SHIFT) - 1))
         return GHCB_E_UNALIGNED;
     if ((e->assigned | e->page_size | e->immutable | e->region) > 1 || e->vmsa || e->validated
         || e->lock || e->subpages || e->vmpl0 || e->vmpl1 || e->vmpl2 || e->vmpl3

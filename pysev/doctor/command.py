@@ -93,7 +93,18 @@ def _facts(boot: BootFacts) -> Iterator[tuple[str, str, list[int]]]:
             if one.words not in shown:
                 shown.add(one.words)
                 yield title, one.words, [one.line]
+    yield from _asid_total(boot)
     yield from _sizes(boot)
+
+
+def _asid_total(boot: BootFacts) -> Iterator[tuple[str, str, list[int]]]:
+    """Add up the counts that older kernels print, where there is one of each."""
+    counts = {one.values["what"]: one for one in boot.all("asid_count")}
+    encrypted = [one for what, one in counts.items() if what != "SEV"]
+    if "SEV" in counts and len(encrypted) == 1 and len(boot.all("asid_count")) == 2:
+        numbers = [int(one.values["count"]) for one in (counts["SEV"], encrypted[0])]
+        words = f"SEV {numbers[1] + 1} to {sum(numbers)}, SEV-ES and SNP 1 to {numbers[1]}"
+        yield "ASIDs", f"{words}, as these counts say", [counts["SEV"].line, encrypted[0].line]
 
 
 def _memory_facts(boot: BootFacts) -> Iterator[tuple[str, str, list[int]]]:

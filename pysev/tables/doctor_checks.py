@@ -163,7 +163,8 @@ CHECKS = (
         "warning",
         "{mib} MiB for a crash kernel of {ram} with memory encryption: {want} MiB are usual",
         "kdump-utils kdump-lib (256 MiB, from 64 GiB on 512 MiB, and 64 MiB for encryption)",
-        "the crash kernel needs bounce buffers too: crashkernel={want}M",
+        "the crash kernel needs bounce buffers too: crashkernel={want}M; kdump-utils add 64 MiB "
+        "only where the log ends its list of features with SME or SEV",
     ),
     Finding(
         "swiotlb_odd",

@@ -158,7 +158,8 @@ RULES = (
         "{what} could not be initialised: {said}",
         _CCP,
         "status config (0x3): a CPU is offline, or VM_HSAVE_PA is not 0; "
-        "rmp_init_required: a full SNP_INIT_EX is needed after shutdown",
+        "rmp_init_required: a full SNP_INIT_EX is needed after shutdown; platform_state (0x1): "
+        "SNP is still on from the kernel before, as in a crash kernel",
         read="status",
         side="host",
     ),

@@ -14,7 +14,11 @@ import pytest
 DATA = Path(__file__).parent.parent / "data"
 COMMAND = [sys.executable, "-P", "-m", "pysev", "doctor"]
 LOGS = {  # name: exit status, words that must be in the report
-    "rmp_table_ranges.txt": (1, ["[0x35e00000 - 0x566fffff]", "set no memory aside", "API 1.55"]),
+    "rmp_table_ranges.txt": (
+        1,
+        ["[0x35e00000 - 0x566fffff]", "set no memory aside", "SEV 128 to 509"],
+    ),
+    "rmp_segmented.txt": (0, ["segmented", "segment 9 covers 0x12000000000", "API 1.58"]),
     "rmp_faults.txt": (1, ["ASID 2 at GPA", "VMSA", "0x2 SHUTDOWN", "processor had it in use"]),
     "rmp_kexec_fixup_400fea4b9651.txt": (1, ["kexec segment 0", "400fea4b9651", "RMP's end"]),
     "snp_dmesg_guest.txt": (1, ["the log ends where the other CPUs are started"]),
@@ -121,6 +125,7 @@ def test_a_reader_that_goes_away_is_none():
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_a_line_or_a_log():
     script = (
         "import sys\n"
