@@ -60,9 +60,7 @@ cdef void decode_into(
 
 
 cdef void entries_into(const uint64_t *raw, clib.ghcb_psc_entry_t *out, Py_ssize_t n) noexcept nogil:
-    cdef Py_ssize_t i
-    for i in range(n):
-        clib.ghcb_psc_entry_decode(raw[i], &out[i])
+    clib.ghcb_psc_entries_decode(<const uint8_t *>raw, out, n)
 
 
 def decode(const uint8_t[:, :] buffers not None, headers=None, entries=None):

@@ -15,6 +15,7 @@
 
 #include <ghcbcore/nae.h>
 #include <ghcbcore/status.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -68,6 +69,13 @@ _Static_assert(sizeof(ghcb_psc_header_t) == 24, "no padding that would stay unwr
     ((uint64_t)(klass) << GHCB_PSC_STATUS_CLASS_SHIFT |                                            \
      (uint64_t)(detail) << GHCB_PSC_STATUS_DETAIL_SHIFT)
 
+#define GHCB_PSC_HIGH_SHIFT (GHCB_PSC_ENTRY_SIZE_SHIFT + GHCB_PSC_ENTRY_SIZE_WIDTH)
+_Static_assert(GHCB_PSC_RESERVED == UINT64_MAX << GHCB_PSC_HIGH_SHIFT, "what is above the size");
+_Static_assert(GHCB_PSC_OP_UNSMASH - GHCB_PSC_OP_PRIVATE == 3, "four operations in a row");
+_Static_assert(GHCB_PSC_PAGES_4K == 1 && GHCB_PSC_SIZE_4K == 0 && GHCB_PSC_SIZE_2M == 1,
+               "the size is 0 or 1");
+_Static_assert(offsetof(ghcb_psc_entry_t, cur_page) == 8, "two words");
+
 /* cffi: begin */
 /* Take one entry apart; return its flags. */
 static inline int ghcb_psc_entry_decode(uint64_t raw, ghcb_psc_entry_t *out);
@@ -83,28 +91,87 @@ static inline int ghcb_psc_decode(const uint8_t *buffer, uint64_t n_bytes,
                                   ghcb_psc_header_t *header, ghcb_psc_entry_t *entries);
 /* cffi: end */
 
-static inline int ghcb_psc_entry_decode(uint64_t raw, ghcb_psc_entry_t *out)
+#define GHCB_PSC_AT(field) (8 * (offsetof(ghcb_psc_entry_t, field) - 8))
+
+/* The second word of an entry: all but the gfn. Adding, masking and shifting only, so that a
+ * compiler makes vectors of a loop over it: comparisons are carries into a bit of their own. */
+static inline uint64_t ghcb_psc_entry_rest(uint64_t raw)
 {
     uint64_t gfn = raw >> GHCB_PSC_ENTRY_GFN_SHIFT & GHCB_PSC_BITS(GFN);
-    uint16_t cur = (uint16_t)(raw >> GHCB_PSC_ENTRY_CUR_PAGE_SHIFT & GHCB_PSC_BITS(CUR_PAGE));
-    uint8_t op = (uint8_t)(raw >> GHCB_PSC_ENTRY_OP_SHIFT & GHCB_PSC_BITS(OP));
-    uint8_t large = (uint8_t)(raw >> GHCB_PSC_ENTRY_SIZE_SHIFT & GHCB_PSC_BITS(SIZE));
-    uint16_t n = (uint16_t)(GHCB_PSC_PAGES_4K + (GHCB_PSC_PAGES_2M - GHCB_PSC_PAGES_4K) * large);
-    unsigned int flags;
+    uint64_t cur = raw >> GHCB_PSC_ENTRY_CUR_PAGE_SHIFT & GHCB_PSC_BITS(CUR_PAGE);
+    uint64_t op = raw >> GHCB_PSC_ENTRY_OP_SHIFT & GHCB_PSC_BITS(OP);
+    uint64_t large = raw >> GHCB_PSC_ENTRY_SIZE_SHIFT & GHCB_PSC_BITS(SIZE);
+    uint64_t inside = (0 - large) & (GHCB_PSC_PAGES_2M - 1); /* pages of the entry but one */
+    uint64_t n = inside + GHCB_PSC_PAGES_4K;
+    uint64_t high = raw >> GHCB_PSC_HIGH_SHIFT;
+    uint64_t before = (op - GHCB_PSC_OP_PRIVATE) & GHCB_PSC_BITS(OP); /* 0 to 3: it exists */
+    uint64_t odd = (high + (UINT64_MAX >> GHCB_PSC_HIGH_SHIFT)) >> (64 - GHCB_PSC_HIGH_SHIFT);
+    uint64_t no_op = (before | before >> 1) >> 2 & 1;
+    uint64_t beyond = (n - cur) >> 63;
+    uint64_t done = ((cur ^ n) - 1) >> 63;
+    uint64_t unaligned = ((gfn & inside) + (GHCB_PSC_PAGES_2M - 1)) / GHCB_PSC_PAGES_2M;
+    uint64_t flags = GHCB_PSC_FLAG_RESERVED * odd | GHCB_PSC_FLAG_OP * no_op |
+                     GHCB_PSC_FLAG_CUR_PAGE * beyond | GHCB_PSC_FLAG_ALIGN * unaligned |
+                     GHCB_PSC_FLAG_DONE * done;
 
-    /* No branch: the entries of one buffer mix sizes and operations. */
-    flags = GHCB_PSC_FLAG_RESERVED * ((raw & GHCB_PSC_RESERVED) != 0);
-    flags |= GHCB_PSC_FLAG_OP * ((uint8_t)(op - GHCB_PSC_OP_PRIVATE) > GHCB_PSC_OP_UNSMASH - GHCB_PSC_OP_PRIVATE);
-    flags |= GHCB_PSC_FLAG_CUR_PAGE * (cur > n);
-    flags |= GHCB_PSC_FLAG_ALIGN * ((gfn & (uint64_t)(n - 1)) != 0);
-    flags |= GHCB_PSC_FLAG_DONE * (cur == n);
-    out->gfn = gfn;
-    out->cur_page = cur;
-    out->n_pages = n;
-    out->flags = (uint16_t)flags;
-    out->op = op;
-    out->size = large;
-    return (int)flags;
+    return cur << GHCB_PSC_AT(cur_page) | n << GHCB_PSC_AT(n_pages) |
+           flags << GHCB_PSC_AT(flags) | op << GHCB_PSC_AT(op) | large << GHCB_PSC_AT(size);
+}
+
+static inline int ghcb_psc_entry_decode(uint64_t raw, ghcb_psc_entry_t *out)
+{
+    uint64_t rest = ghcb_psc_entry_rest(raw);
+
+    out->gfn = raw >> GHCB_PSC_ENTRY_GFN_SHIFT & GHCB_PSC_BITS(GFN);
+    memcpy(&out->cur_page, &rest, sizeof(rest));
+    return out->flags;
+}
+
+/* A word at any address that may hold anything: what vectors are made of. */
+#if defined(__GNUC__)
+typedef uint64_t ghcb_psc_word_t __attribute__((may_alias, aligned(1)));
+
+/* The loop over ghcb_psc_entry_decode(), compiled once more for processors with wider vectors. */
+#define GHCB_PSC_LOOP(name)                                                                        \
+    static inline void name(const uint8_t *raw, ghcb_psc_entry_t *out, uint64_t n)                 \
+    {                                                                                              \
+        const ghcb_psc_word_t *from = (const ghcb_psc_word_t *)raw;                                \
+        ghcb_psc_word_t *restrict to = (ghcb_psc_word_t *)out;                                     \
+                                                                                                   \
+        for (uint64_t i = 0; i < n; i++) {                                                         \
+            uint64_t word = from[i];                                                               \
+                                                                                                   \
+            to[2 * i] = word >> GHCB_PSC_ENTRY_GFN_SHIFT & GHCB_PSC_BITS(GFN);                     \
+            to[2 * i + 1] = ghcb_psc_entry_rest(word);                                             \
+        }                                                                                          \
+    }
+#else
+#define GHCB_PSC_LOOP(name)                                                                        \
+    static inline void name(const uint8_t *raw, ghcb_psc_entry_t *out, uint64_t n)                 \
+    {                                                                                              \
+        for (uint64_t i = 0; i < n; i++) {                                                         \
+            uint64_t word;                                                                         \
+                                                                                                   \
+            memcpy(&word, raw + i * GHCB_PSC_ENTRY_SIZE, sizeof(word));                            \
+            ghcb_psc_entry_decode(word, &out[i]);                                                  \
+        }                                                                                          \
+    }
+#endif
+GHCB_PSC_LOOP(ghcb_psc_entries_portably)
+#if defined(__x86_64__) && defined(__GNUC__)
+__attribute__((target("avx2"))) GHCB_PSC_LOOP(ghcb_psc_entries_avx2)
+#endif
+#undef GHCB_PSC_LOOP
+
+static inline void ghcb_psc_entries_decode(const uint8_t *raw, ghcb_psc_entry_t *out, uint64_t n)
+{
+#if defined(__x86_64__) && defined(__GNUC__)
+    if (__builtin_cpu_supports("avx2")) {
+        ghcb_psc_entries_avx2(raw, out, n);
+        return;
+    }
+#endif
+    ghcb_psc_entries_portably(raw, out, n);
 }
 
 static inline int ghcb_psc_entry_encode(uint64_t gfn, uint64_t op, uint64_t size, uint64_t cur_page,
@@ -132,6 +199,17 @@ static inline int ghcb_psc_status_of(unsigned int flags)
                                                                             : GHCB_OK;
 }
 
+#define GHCB_PSC_KVM_FAULTS (GHCB_PSC_FLAG_CUR_PAGE | GHCB_PSC_FLAG_ALIGN)
+
+/* The first entry with one of these faults: there is one. */
+static inline unsigned int ghcb_psc_first(const ghcb_psc_entry_t *entries, unsigned int i,
+                                          unsigned int faults)
+{
+    while (!(entries[i].flags & faults))
+        i++;
+    return i;
+}
+
 static inline int ghcb_psc_decode(const uint8_t *buffer, uint64_t n_bytes,
                                   ghcb_psc_header_t *header, ghcb_psc_entry_t *entries)
 {
@@ -144,23 +222,19 @@ static inline int ghcb_psc_decode(const uint8_t *buffer, uint64_t n_bytes,
     memcpy(&header->reserved, buffer + GHCB_PSC_OFF_RESERVED, 4);
     n = header->end_entry < GHCB_PSC_MAX_ENTRIES ? header->end_entry + 1u : GHCB_PSC_MAX_ENTRIES;
     whole = room < n ? (unsigned int)room : n;
-    for (i = 0; i < whole; i++) {
-        uint64_t raw;
-
-        memcpy(&raw, buffer + GHCB_PSC_OFF_ENTRIES + i * (uint64_t)GHCB_PSC_ENTRY_SIZE, 8);
-        ghcb_psc_entry_decode(raw, &entries[i]);
-    }
+    ghcb_psc_entries_decode(buffer + GHCB_PSC_OFF_ENTRIES, entries, whole);
+    i = whole;
     if (i < GHCB_PSC_MAX_ENTRIES)
         memset(&entries[i], 0, (GHCB_PSC_MAX_ENTRIES - i) * sizeof(*entries));
     for (; i < GHCB_PSC_MAX_ENTRIES; i++)
         entries[i].flags = i < n ? GHCB_PSC_FLAG_CUT : GHCB_PSC_FLAG_UNUSED;
-    for (i = n; i-- > header->cur_entry;) { /* from the end, so that the first one stays */
-        unsigned int faults = entries[i].flags & GHCB_PSC_ENTRY_FAULTS;
-
-        seen |= faults;
-        bad = faults ? i : bad;
-        kvm_bad = faults & (GHCB_PSC_FLAG_CUR_PAGE | GHCB_PSC_FLAG_ALIGN) ? i : kvm_bad;
-    }
+    for (i = header->cur_entry; i < n; i++)
+        seen |= entries[i].flags;
+    seen &= GHCB_PSC_ENTRY_FAULTS;
+    if (seen)
+        bad = ghcb_psc_first(entries, header->cur_entry, GHCB_PSC_ENTRY_FAULTS);
+    if (seen & GHCB_PSC_KVM_FAULTS)
+        kvm_bad = ghcb_psc_first(entries, header->cur_entry, GHCB_PSC_KVM_FAULTS);
     flags = (header->reserved ? GHCB_PSC_FLAG_HEADER_RESERVED : 0) |
             (header->end_entry >= GHCB_PSC_MAX_ENTRIES ? GHCB_PSC_FLAG_END : 0) |
             (header->cur_entry > header->end_entry ? GHCB_PSC_FLAG_EMPTY : 0);

@@ -88,6 +88,8 @@ def main_decode(
             vendors.register_file(path)
         chosen = kind_of(kind)
         inputs = _parse_arguments(args, chosen)
+    except OSError as error:
+        return _usage(f"{error.filename}: {error.strerror}")
     except ValueError as error:
         return _usage(str(error))
     output = _Output(json)
