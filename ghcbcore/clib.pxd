@@ -637,6 +637,19 @@ cdef extern from "ghcbcore/psc.h" nogil:
     )
 
 cdef extern from "ghcbcore/msr_many.h" nogil:
+    ctypedef struct ghcb_msr_operands_t:
+        const uint64_t *code
+        const uint64_t *a
+        const uint64_t *b
+        const uint64_t *c
+        size_t code_step
+        size_t a_step
+        size_t b_step
+        size_t c_step
+
+    int ghcb_msr_encode_many(
+        const ghcb_msr_operands_t *operands, uint64_t *raw, size_t n, size_t *done
+    )
     void ghcb_msr_decode_many(const uint64_t *values, ghcb_msr_t *out, size_t n)
 cdef extern from "ghcbcore/rmp.h" nogil:
     enum:

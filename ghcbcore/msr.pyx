@@ -265,6 +265,8 @@ def encode(code, a=0, b=0, c=0, out=None):
     cdef uint64_t[::1] into
     cdef Py_ssize_t i = 0, n
     cdef Py_ssize_t sc, sa, sb, sd
+    cdef size_t done = 0
+    cdef clib.ghcb_msr_operands_t of
     cdef int status = clib.GHCB_OK
     operands = (code, a, b, c)
     scalar = [isinstance(operand, (int, np.integer)) for operand in operands]
@@ -289,13 +291,14 @@ def encode(code, a=0, b=0, c=0, out=None):
     if out is None:
         out = np.empty(n, np.uint64)
         into = out
-    with nogil:
-        for i in range(n):
-            status = clib.ghcb_msr_encode(
-                c_[i * sc], a_[i * sa], b_[i * sb], d_[i * sd], &into[i]
-            )
-            if status != clib.GHCB_OK:
-                break
+    if n:
+        of.code, of.code_step = &c_[0], sc
+        of.a, of.a_step = &a_[0], sa
+        of.b, of.b_step = &b_[0], sb
+        of.c, of.c_step = &d_[0], sd
+        with nogil:
+            status = clib.ghcb_msr_encode_many(&of, &into[0], n, &done)
+        i = done
     if status != clib.GHCB_OK:
         _refuse(
             status,

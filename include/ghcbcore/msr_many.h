@@ -1,5 +1,5 @@
-/* Many GHCB MSR values at once: ghcb_msr_decode() over an array, eight at a time where the
- * processor can.
+/* Many GHCB MSR values at once: ghcb_msr_decode() and ghcb_msr_encode() over arrays, eight values
+ * at a time where the processor can.
  *
  * Theory of operation. The rows of msr.h fit into tables of 32 elements, indexed by a hash of the
  * code under which no two rows meet (the compiler says so if a new row breaks that), and so into
@@ -23,6 +23,18 @@ static inline void ghcb_msr_decode_portably(const uint64_t *values, ghcb_msr_t *
     for (size_t i = 0; i < n; i++)
         ghcb_msr_decode(values[i], &out[i]);
 }
+
+/* What values are put together from: each an array (`step` 1) or one number for all (0). */
+typedef struct {
+    const uint64_t *code;
+    const uint64_t *a;
+    const uint64_t *b;
+    const uint64_t *c;
+    size_t code_step;
+    size_t a_step;
+    size_t b_step;
+    size_t c_step;
+} ghcb_msr_operands_t;
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
@@ -128,6 +140,53 @@ ghcb_msr_decode_by_eight(const uint64_t *values, ghcb_msr_t *out, size_t n)
     }
     ghcb_msr_decode_portably(values + i, out + i, n - i);
 }
+
+/* Eight operands, or one eight times where `step` is 0. */
+#define GHCB_MSR_OPERAND(from, step)                                                               \
+    ((step) ? _mm512_loadu_si512((from) + i) : _mm512_set1_epi64((long long)(from)[0]))
+
+/* Put values together until eight of which one cannot be; return how many were. */
+__attribute__((target("avx512f,avx512bw,avx512vbmi"))) static inline size_t
+ghcb_msr_encode_by_eight(const ghcb_msr_operands_t *of, uint64_t *raw, size_t n)
+{
+    const __m512i code_bits = _mm512_set1_epi64(GHCB_MSR_INFO_MASK);
+    const __m512i bit_4 = _mm512_set1_epi64(GHCB_MSR_HASH_SIZE / 2);
+    const __m512i byte = _mm512_set1_epi64(0xff);
+    const __m512i two_bytes = _mm512_set1_epi64(0xffff);
+    size_t i = 0;
+
+    for (; i + 8 <= n; i += 8) {
+        const __m512i code = GHCB_MSR_OPERAND(of->code, of->code_step);
+        const __m512i a = GHCB_MSR_OPERAND(of->a, of->a_step);
+        const __m512i b = GHCB_MSR_OPERAND(of->b, of->b_step);
+        const __m512i c = GHCB_MSR_OPERAND(of->c, of->c_step);
+        const __m512i index = _mm512_add_epi64(code, _mm512_srli_epi64(code, 4));
+        const __mmask8 upper = _mm512_test_epi64_mask(index, bit_4);
+        const __m512i move = GHCB_MSR_LOOK_UP(ghcb_msr_hashed_move);
+        const __m512i keep = GHCB_MSR_LOOK_UP(ghcb_msr_hashed_keep);
+        const __m512i a_mask = GHCB_MSR_LOOK_UP(ghcb_msr_hashed_a_mask);
+        const __m512i checks = GHCB_MSR_LOOK_UP(ghcb_msr_hashed_checks);
+        const __m512i b_mask = _mm512_and_si512(keep, two_bytes);
+        const __m512i c_mask = _mm512_and_si512(_mm512_srli_epi64(keep, 16), byte);
+        const __m512i too_wide = _mm512_or_si512(
+            _mm512_andnot_si512(a_mask, a),
+            _mm512_or_si512(_mm512_andnot_si512(b_mask, b), _mm512_andnot_si512(c_mask, c)));
+        const __m512i stranger = _mm512_xor_si512(_mm512_and_si512(checks, code_bits), code);
+        const __m512i wrong = _mm512_or_si512(too_wide, stranger);
+
+        if (_mm512_test_epi64_mask(wrong, wrong))
+            break;
+        _mm512_storeu_si512(
+            raw + i,
+            _mm512_or_si512(
+                _mm512_or_si512(code, _mm512_sllv_epi64(a, _mm512_srli_epi64(move, 56))),
+                _mm512_or_si512(
+                    _mm512_sllv_epi64(b, _mm512_and_si512(move, byte)),
+                    _mm512_sllv_epi64(c, _mm512_and_si512(_mm512_srli_epi64(move, 16), byte)))));
+    }
+    return i;
+}
+#undef GHCB_MSR_OPERAND
 #undef GHCB_MSR_LOOK_UP
 
 static inline int ghcb_msr_has_eight(void)
@@ -151,6 +210,28 @@ static inline void ghcb_msr_decode_many(const uint64_t *values, ghcb_msr_t *out,
     }
 #endif
     ghcb_msr_decode_portably(values, out, n);
+}
+
+/* ghcb_msr_encode() for each of n values, up to the first that cannot be; return its status and
+ * store in *done how many were put together before it. */
+static inline int ghcb_msr_encode_many(const ghcb_msr_operands_t *of, uint64_t *raw, size_t n,
+                                       size_t *done)
+{
+    size_t i = 0;
+    int status = GHCB_OK;
+
+#if defined(__x86_64__) && defined(__GNUC__)
+    if (n >= 8 && ghcb_msr_has_eight())
+        i = ghcb_msr_encode_by_eight(of, raw, n);
+#endif
+    for (; i < n; i++) {
+        status = ghcb_msr_encode(of->code[i * of->code_step], of->a[i * of->a_step],
+                                 of->b[i * of->b_step], of->c[i * of->c_step], &raw[i]);
+        if (status != GHCB_OK)
+            break;
+    }
+    *done = i;
+    return status;
 }
 
 #endif

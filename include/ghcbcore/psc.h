@@ -199,17 +199,6 @@ static inline int ghcb_psc_status_of(unsigned int flags)
                                                                             : GHCB_OK;
 }
 
-#define GHCB_PSC_KVM_FAULTS (GHCB_PSC_FLAG_CUR_PAGE | GHCB_PSC_FLAG_ALIGN)
-
-/* The first entry with one of these faults: there is one. */
-static inline unsigned int ghcb_psc_first(const ghcb_psc_entry_t *entries, unsigned int i,
-                                          unsigned int faults)
-{
-    while (!(entries[i].flags & faults))
-        i++;
-    return i;
-}
-
 static inline int ghcb_psc_decode(const uint8_t *buffer, uint64_t n_bytes,
                                   ghcb_psc_header_t *header, ghcb_psc_entry_t *entries)
 {
@@ -228,13 +217,13 @@ static inline int ghcb_psc_decode(const uint8_t *buffer, uint64_t n_bytes,
         memset(&entries[i], 0, (GHCB_PSC_MAX_ENTRIES - i) * sizeof(*entries));
     for (; i < GHCB_PSC_MAX_ENTRIES; i++)
         entries[i].flags = i < n ? GHCB_PSC_FLAG_CUT : GHCB_PSC_FLAG_UNUSED;
-    for (i = header->cur_entry; i < n; i++)
-        seen |= entries[i].flags;
-    seen &= GHCB_PSC_ENTRY_FAULTS;
-    if (seen)
-        bad = ghcb_psc_first(entries, header->cur_entry, GHCB_PSC_ENTRY_FAULTS);
-    if (seen & GHCB_PSC_KVM_FAULTS)
-        kvm_bad = ghcb_psc_first(entries, header->cur_entry, GHCB_PSC_KVM_FAULTS);
+    for (i = n; i-- > header->cur_entry;) { /* from the end, so that the first one stays */
+        unsigned int faults = entries[i].flags & GHCB_PSC_ENTRY_FAULTS;
+
+        seen |= faults;
+        bad = faults ? i : bad;
+        kvm_bad = faults & (GHCB_PSC_FLAG_CUR_PAGE | GHCB_PSC_FLAG_ALIGN) ? i : kvm_bad;
+    }
     flags = (header->reserved ? GHCB_PSC_FLAG_HEADER_RESERVED : 0) |
             (header->end_entry >= GHCB_PSC_MAX_ENTRIES ? GHCB_PSC_FLAG_END : 0) |
             (header->cur_entry > header->end_entry ? GHCB_PSC_FLAG_EMPTY : 0);

@@ -144,7 +144,7 @@ class _Source:
             raise BadWord(f"the end: {len(held)} of {kind.n_words} numbers that belong together")
 
     def _placed(self, explanation: Explanation, unit: Unit) -> Explanation:
-        return replace(explanation, where=f"{self.name}, offset {unit.offset:#x}")
+        return replace(explanation, where=f"{self.name} ({unit.form}), offset {unit.offset:#x}")
 
 
 class _Named:

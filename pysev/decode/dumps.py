@@ -38,11 +38,15 @@ _OFFSET_AT_0 = re.compile(rb"\s*(0{6,16})(?:\s+(.*))?$", re.S)
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """``data`` is one unit, ``offset`` where it begins, in bytes of what the input stands for."""
+    """``data`` is one unit, ``offset`` where it begins, in bytes of what the input stands for.
+
+    ``form`` says how the input was read: ``raw``, ``hex`` or ``dump``.
+    """
 
     data: bytes
     offset: int
     number: int
+    form: str
 
 
 def bytes_of_words(words: list[str]) -> bytes:
@@ -68,7 +72,7 @@ def units_of(stream: IO[Any], unit_bytes: int, least_bytes: int | None = None) -
     """
     stream = getattr(stream, "buffer", stream)
     first = stream.read(CHUNK_BYTES)
-    pieces = _pieces_of(stream, first)
+    form, pieces = _pieces_of(stream, first)
     held = bytearray()
     offset = number = 0
     for piece in pieces:
@@ -76,12 +80,12 @@ def units_of(stream: IO[Any], unit_bytes: int, least_bytes: int | None = None) -
         start = 0
         while len(held) - start >= unit_bytes:
             number += 1
-            yield Unit(bytes(held[start : start + unit_bytes]), offset, number)
+            yield Unit(bytes(held[start : start + unit_bytes]), offset, number, form)
             start += unit_bytes
             offset += unit_bytes
         del held[:start]
     if held and least_bytes is not None and len(held) >= least_bytes:
-        yield Unit(bytes(held), offset, number + 1)
+        yield Unit(bytes(held), offset, number + 1, form)
     elif held:
         raise BadWord(
             f"offset {offset:#x}: cut short, {len(held)} bytes of {unit_bytes}"
@@ -89,17 +93,17 @@ def units_of(stream: IO[Any], unit_bytes: int, least_bytes: int | None = None) -
         )
 
 
-def _pieces_of(stream: IO[bytes], first: bytes) -> Iterator[bytes]:
+def _pieces_of(stream: IO[bytes], first: bytes) -> tuple[str, Iterator[bytes]]:
     if isinstance(first, str):  # a text stream without a buffer
         raise TypeError("a stream of bytes is needed")
     if not _TEXT.issuperset(first):
-        return _raw(stream, first)
+        return "raw", _raw(stream, first)
     head = next(
         (s for s in first.split(b"\n") if s.strip() and not s.lstrip().startswith(b"#")), b""
     )
     if len(head) <= MAX_LINE and (_XXD.match(head) or _begins_with_offset(head)):
-        return _with_offsets(stream, first, bool(_XXD.match(head)))
-    return _bare_stream(stream, first)
+        return "dump", _with_offsets(stream, first, bool(_XXD.match(head)))
+    return "hex", _bare_stream(stream, first)
 
 
 def _begins_with_offset(line: bytes) -> bool:

@@ -58,16 +58,25 @@ def test_a_page_that_lacks_rcx_for_cpuid_says_so(decode, tmp_path):
     done = decode("--as", "ghcb", "page")
     assert done.returncode == 1 and not done.stderr
     assert b"! rcx (sub-function) is required and not marked valid" in done.stdout
-    assert done.stdout.startswith(b"page, offset 0x0: GHCB page (request): CPUID (0x72)\n")
+    assert done.stdout.startswith(b"page (raw), offset 0x0: GHCB page (request): CPUID (0x72)\n")
 
 
-@pytest.mark.parametrize("text", [GOOD, XXD.encode(), GOOD.hex().encode(), GOOD.hex(" ").encode()])
-def test_raw_bytes_and_dumps_say_the_same(decode, tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "form"),
+    [
+        (GOOD, b"raw"),
+        (XXD.encode(), b"dump"),
+        (GOOD.hex().encode(), b"hex"),
+        (GOOD.hex(" ").encode(), b"hex"),
+    ],
+)
+def test_raw_bytes_and_dumps_say_the_same(decode, tmp_path, text, form):
     (tmp_path / "page").write_bytes(text)
     done = decode("--as", "ghcb", "page")
-    assert done.returncode == 0 and b"CPUID (0x72)" in done.stdout
+    assert done.returncode == 0
+    assert done.stdout.startswith(b"page (" + form + b"), offset 0x0: GHCB page (request): CPUID")
     by_stdin = decode("--as", "ghcb", "-", stdin=text)
-    assert by_stdin.stdout == done.stdout.replace(b"page, offset", b"standard input, offset", 1)
+    assert by_stdin.stdout == done.stdout.replace(b"page (", b"standard input (", 1)
 
 
 def test_a_file_of_several_pages_says_where_each_is(decode, tmp_path):
@@ -76,7 +85,7 @@ def test_a_file_of_several_pages_says_where_each_is(decode, tmp_path):
     got = json.loads(done.stdout)
     assert done.returncode == 1
     assert [one["where"] for one in got] == [
-        f"pages, offset {o}" for o in ("0x0", "0x1000", "0x2000")
+        f"pages (raw), offset {o}" for o in ("0x0", "0x1000", "0x2000")
     ]
     assert [one["malformed"] for one in got] == [False, True, False]
 

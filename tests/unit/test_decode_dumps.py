@@ -73,7 +73,7 @@ def test_groups_of_zeros_are_digits_not_offsets():
 
 def test_repeated_lines_are_written_out():
     text = b"00000000: 0102\n*\n00000006: 0304\n"
-    assert read(text, 8) == [dumps.Unit(bytes([1, 2, 1, 2, 1, 2, 3, 4]), 0, 1)]
+    assert read(text, 8) == [dumps.Unit(bytes([1, 2, 1, 2, 1, 2, 3, 4]), 0, 1, "dump")]
 
 
 @pytest.mark.parametrize(

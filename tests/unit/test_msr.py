@@ -487,3 +487,60 @@ def test_examples_of_the_docstrings_hold():
     result = doctest.testmod(msr)
     assert result.attempted > 10
     assert result.failed == 0
+
+
+# Many at once: the way that takes eight values at a time is the way that takes one
+
+
+def test_every_code_decodes_in_an_array_as_it_does_alone():
+    draw = np.random.default_rng(3)
+    values = np.repeat(np.arange(4096, dtype=np.uint64), 9)
+    values |= draw.integers(1 << 52, size=len(values), dtype=np.uint64) << np.uint64(12)
+    got = msr.decode(values)
+    assert got.tolist() == [tuple(msr.decode_one(int(value))) for value in values]
+
+
+@pytest.mark.parametrize("n", [0, 1, 7, 8, 9, 16, 23])
+def test_an_array_of_any_length_is_decoded_to_its_end_and_no_further(n):
+    values = np.full(n, 0x0030000000012014, dtype=np.uint64)
+    out = np.zeros(n + 2, dtype=msr.MSR_DTYPE)
+    msr.decode(values, out[:n])
+    assert out[:n].tolist() == [tuple(msr.decode_one(0x0030000000012014))] * n
+    assert out[n:].tobytes() == bytes(32)
+
+
+@pytest.mark.parametrize("scalar", ["", "code", "a", "b", "c"])
+@pytest.mark.parametrize("bad", [None, 0, 7, 8, 15, 20])
+def test_encode_of_many_is_encode_of_each_up_to_the_first_that_cannot_be(scalar, bad):
+    n = 21
+    draw = np.random.default_rng(4)
+    parts = {
+        "code": np.full(n, 0x014, dtype=np.uint64),
+        "a": draw.integers(1 << 40, size=n, dtype=np.uint64),
+        "b": draw.integers(16, size=n, dtype=np.uint64),
+        "c": np.zeros(n, dtype=np.uint64),
+    }
+    if scalar:
+        parts[scalar] = int(parts[scalar][0])
+    if bad is not None:
+        name = "a" if scalar != "a" else "b"
+        parts[name][bad] = 1 << 40
+    expected = []
+    for i in range(n if bad is None else bad):
+        at = [int(part if isinstance(part, int) else part[i]) for part in parts.values()]
+        expected.append(msr.encode_one(*at))
+    out = np.full(n, 7, dtype=np.uint64)
+    if bad is None:
+        msr.encode(**parts, out=out)
+    else:
+        with pytest.raises(errors.OutOfRange, match=rf"\[{bad}\] = 0x10000000000"):
+            msr.encode(**parts, out=out)
+    assert out.tolist() == expected + [7] * (n - len(expected))
+
+
+@pytest.mark.parametrize("code", [0x008, 0x01A, 0xF00, 0x1014, 1 << 63])
+def test_a_code_without_a_row_stops_an_array(code):
+    codes = np.full(12, 0x002, dtype=np.uint64)
+    codes[9] = code
+    with pytest.raises(errors.UnknownCode, match=rf"code\[9\] = {code:#x}"):
+        msr.encode(codes)
