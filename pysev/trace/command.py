@@ -73,9 +73,9 @@ def main_trace(
     Raises
     ------
     TraceError
-        The trace cannot be read, or an export cannot be made.
+        The trace cannot be read, or an export cannot be made or not be written to its end.
     OSError
-        A file cannot be read or written; what says how much was written is in the message.
+        A file cannot be opened or read.
     """
     reader = TraceReader()
     summary = Summary(reader)

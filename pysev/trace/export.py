@@ -165,9 +165,9 @@ class Sink:
             raise self._failed(error) from error
         self.n_records += n
 
-    def _failed(self, error: OSError) -> OSError:
-        text = f"{error.strerror}: {self.n_records} {self._unit} were written"
-        return type(error)(error.errno, text, self.name)
+    def _failed(self, error: OSError) -> TraceError:
+        written = f"{self.n_records} {self._unit} were written"
+        return TraceError(f"{self.name}: {error.strerror}: {written}")
 
     def _settle(self, records: list[bytes], n: int, written: int) -> None:
         """Count the whole records among what was written; cut a half one off a file."""
@@ -217,7 +217,8 @@ class _Parquet:
         kinds = {"kind": pyarrow.string(), "flags": pyarrow.string(), "result": pyarrow.int32()}
         kinds |= {n: pyarrow.uint32() for n in ("pid", "tgid", "vcpu", "cpu")}
         self._schema = pyarrow.schema([(n, kinds.get(n, pyarrow.uint64())) for n in COLUMNS])
-        self._writer = parquet.ParquetWriter(stream, self._schema)
+        self._writer: Any = None
+        self._do(lambda: self._open(parquet.ParquetWriter, stream))
         self.n_records = 0
 
     def write(self, exchanges: Array) -> None:
@@ -237,6 +238,9 @@ class _Parquet:
         self._do(lambda: self._writer.write_batch(self._arrow.record_batch(arrays, self._schema)))
         self.n_records += len(exchanges)
 
+    def _open(self, writer: Any, stream: IO[bytes]) -> None:
+        self._writer = writer(stream, self._schema)
+
     def close(self) -> None:
         self._do(self._writer.close)
 
@@ -246,7 +250,7 @@ class _Parquet:
         except OSError as error:
             text = "cannot be written, and is not readable without its end"
             why = os.strerror(error.errno) if error.errno else str(error)
-            raise OSError(error.errno or 0, f"{why}: the file {text}", self._name) from error
+            raise TraceError(f"{self._name}: {why}: the file {text}") from error
 
 
 FORMATS = ("jsonl", "csv", "parquet", "perfetto")
@@ -259,9 +263,10 @@ def open_exporter(how: str, to: str, reader: TraceReader) -> Iterator[Exporter]:
     Raises
     ------
     TraceError
-        ``how`` is none of ``FORMATS``, or what it needs is not installed.
+        ``how`` is none of ``FORMATS``, or what it needs is not installed; or the disk is full or
+        nobody reads: then the message says how much was written.
     OSError
-        The file cannot be written.
+        The file cannot be opened.
     """
     from .perfetto import Perfetto
 

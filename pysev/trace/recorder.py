@@ -70,8 +70,10 @@ def open_recorder(trace: str | None, perfetto: str | None) -> Iterator[Recorder]
 
     Raises
     ------
+    TraceError
+        Writing failed; the message says how much was written.
     OSError
-        A file cannot be written; the message says how much was.
+        A file cannot be opened.
     """
     reader = TraceReader()
     with ExitStack() as stack:
