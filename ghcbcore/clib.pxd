@@ -735,11 +735,14 @@ cdef extern from "ghcbcore/trace.h" nogil:
 cdef extern from "ghcbcore/traceline.h" nogil:
     enum:
         GHCB_TRACE_PAD
-        GHCB_TRACE_PRINT_MAX
     uint8_t ghcb_trace_parse(
         const char *p, const char *end, ghcb_trace_line_t *out, const char **name, uint32_t *n_name
     )
     uint8_t ghcb_trace_bad(ghcb_trace_line_t *out, uint8_t why)
+
+cdef extern from "ghcbcore/traceprint.h" nogil:
+    enum:
+        GHCB_TRACE_PRINT_MAX
     char *ghcb_trace_print(char *p, const ghcb_trace_line_t *line)
 
 cdef extern from "ghcbcore/exchange.h" nogil:

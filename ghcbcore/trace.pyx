@@ -4,7 +4,7 @@ Theory of operation. ``Scanner`` is handed the text in pieces, cut anywhere. A l
 in a piece is read where it stands; what is left of a piece is carried to the next one, at most
 ``GHCB_TRACE_LINE_MAX`` bytes of it. A longer line is judged by its beginning: of interest, it is
 reported, else passed over. So memory is constant whatever the text is. How one line is read stands
-in ``ghcbcore/traceline.h``.
+in ``ghcbcore/traceline.h``, how it is written in ``ghcbcore/traceprint.h``.
 
 Names (of other events, of exit reasons) are numbered as they come; ``Scanner.names`` has them.
 

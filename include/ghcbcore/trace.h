@@ -2,8 +2,9 @@
  *
  * A trace is text: one line for each event that a tracepoint of KVM wrote, among lines of other
  * tracepoints, comments and call chains. A record is what one line of interest says; a line of
- * interest that cannot be read is a record too, with the reason. `traceline.h` reads and writes
- * one line, `ghcbcore.trace` whole buffers, `exchange.h` puts lines together.
+ * interest that cannot be read is a record too, with the reason. `traceline.h` reads one line,
+ * `traceprint.h` writes one, `ghcbcore.trace` does both with whole buffers, `exchange.h` says what
+ * belongs together.
  *
  * Units: `time_ns` is the clock of the trace in nanoseconds, `offset` counts bytes from the
  * beginning of the text, `line` counts from 1.
