@@ -42,6 +42,10 @@
 #define GHCB_VMSA_LAUNCH 0 /* the one it was launched with */
 #define GHCB_VMSA_NONE 0xffffffffffffffffULL /* destroyed: it cannot run */
 
+/* ghcb_vcpu_t.vmsa_pending: mask of what waits */
+#define GHCB_VMSA_ON_INIT 1 /* a VMSA that the next reset puts to use, by INIT or by ... */
+#define GHCB_VMSA_ON_RUN 2  /* ... the reset that the vCPU meets when it is about to run */
+
 /* ghcb_vm_t.event: what went to user space and ended the run */
 #define GHCB_EVENT_NONE 0
 #define GHCB_EVENT_SEV_TERM 1 /* KVM_EXIT_SYSTEM_EVENT, KVM_SYSTEM_EVENT_SEV_TERM */
@@ -89,8 +93,10 @@
 
 /* Hypercalls that KVM answers itself (linux/kvm_para.h), and the errors it answers with */
 #define GHCB_KVM_HC_VAPIC_POLL_IRQ 1
+#define GHCB_KVM_HC_CLOCK_PAIRING 9
 #define GHCB_KVM_HC_MAP_GPA_RANGE 12
 #define GHCB_KVM_ENOSYS 1000
+#define GHCB_KVM_EOPNOTSUPP 95
 #define GHCB_KVM_EPERM 1
 #define GHCB_KVM_EINVAL 22
 #define GHCB_MAP_GPA_SIZE_4K 0 /* attributes of MAP_GPA_RANGE: page size in [3:0] ... */
@@ -148,7 +154,7 @@ typedef struct ghcb_vcpu {
     uint64_t registered_gpa; /* of the GHCB page, 0 = none */
     uint64_t vmsa;           /* GPA of the VMSA it runs from, or GHCB_VMSA_* */
     uint64_t next_vmsa;      /* GPA that AP creation named, or GHCB_VMSA_NONE ... */
-    uint64_t vmsa_pending;   /* ... 1: which the next INIT puts to use */
+    uint64_t vmsa_pending;   /* ... GHCB_VMSA_ON_*: which a reset puts to use, and when */
     uint64_t doorbell_gpa;   /* of the #HV doorbell page, 0 = none */
     uint64_t vmpl;           /* at which the vCPU runs */
     uint64_t event_inj;      /* what the next VMRUN injects, as INFO2 of an exception; 0 = nothing */

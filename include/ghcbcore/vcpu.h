@@ -22,10 +22,38 @@ static inline void ghcb_vcpu_ran(ghcb_vcpu_t *vcpu)
     vcpu->reset_hold = GHCB_HOLD_NONE;
 }
 
-static inline void ghcb_vcpu_wake(ghcb_vcpu_t *vcpu)
+/* Part of a reset: put the VMSA to use that AP creation named, or none. */
+static inline void ghcb_vcpu_take_vmsa(ghcb_vcpu_t *vcpu)
+{
+    if (!(vcpu->vmsa_pending & GHCB_VMSA_ON_INIT))
+        return;
+    vcpu->vmsa_pending &= ~(uint64_t)GHCB_VMSA_ON_INIT;
+    vcpu->vmsa = vcpu->next_vmsa;
+    vcpu->next_vmsa = GHCB_VMSA_NONE;
+    if (vcpu->vmsa == GHCB_VMSA_NONE) {
+        vcpu->mp_state = GHCB_MP_HALTED;
+        vcpu->entry = GHCB_ENTRY_RESUME;
+    } else {
+        vcpu->mp_state = GHCB_MP_RUNNABLE;
+        vcpu->entry = GHCB_ENTRY_VMSA;
+    }
+}
+
+/* The vCPU is runnable. What it meets on its way into the guest: the reset that an AP creation
+ * asked for, the end of any hold, and VMRUN, which fails without a VMSA. */
+static inline void ghcb_vcpu_run(const ghcb_host_t *host, ghcb_vcpu_t *vcpu)
 {
     vcpu->mp_state = GHCB_MP_RUNNABLE;
+    if (vcpu->vmsa_pending & GHCB_VMSA_ON_RUN) {
+        vcpu->vmsa_pending &= ~(uint64_t)GHCB_VMSA_ON_RUN;
+        vcpu->nmi_pending = 0;
+        ghcb_vcpu_take_vmsa(vcpu);
+        if (vcpu->mp_state != GHCB_MP_RUNNABLE)
+            return;
+    }
     vcpu->reset_hold = GHCB_HOLD_NONE;
+    if (vcpu->vmsa == GHCB_VMSA_NONE)
+        ghcb_host_end(host, GHCB_EVENT_EINVAL, GHCB_VMSA_NONE);
 }
 
 /* Answer a hold as released, where it was asked for. */
@@ -63,6 +91,11 @@ static inline void ghcb_vcpu_hold(const ghcb_host_t *host, ghcb_vcpu_t *vcpu, ui
     }
 }
 
+static inline int ghcb_vcpu_sleeps(const ghcb_vcpu_t *vcpu)
+{
+    return vcpu->mp_state == GHCB_MP_HALTED || vcpu->mp_state == GHCB_MP_AP_RESET_HOLD;
+}
+
 static inline void ghcb_vcpu_nmi(const ghcb_host_t *host, ghcb_vcpu_t *vcpu)
 {
     uint64_t word;
@@ -70,25 +103,10 @@ static inline void ghcb_vcpu_nmi(const ghcb_host_t *host, ghcb_vcpu_t *vcpu)
     if (ghcb_fault_happens(host, GHCB_FAULT_LOST_WAKEUP, &word))
         return;
     vcpu->nmi_pending = 1;
-    if (!vcpu->nmi_masked &&
-        (vcpu->mp_state == GHCB_MP_HALTED || vcpu->mp_state == GHCB_MP_AP_RESET_HOLD))
-        ghcb_vcpu_wake(vcpu); /* a hold that no STARTUP ended: the answer's data stays 0 */
-}
-
-/* Part of a reset by INIT: put the VMSA to use that AP creation named, or none. */
-static inline void ghcb_vcpu_take_vmsa(ghcb_vcpu_t *vcpu)
-{
-    if (!vcpu->vmsa_pending)
-        return;
-    vcpu->vmsa_pending = 0;
-    vcpu->vmsa = vcpu->next_vmsa;
-    vcpu->next_vmsa = GHCB_VMSA_NONE;
-    if (vcpu->vmsa == GHCB_VMSA_NONE) {
-        vcpu->mp_state = GHCB_MP_HALTED;
-    } else {
-        vcpu->mp_state = GHCB_MP_RUNNABLE;
-        vcpu->entry = GHCB_ENTRY_VMSA;
-    }
+    /* One that arrives wakes a vCPU that has NMIs masked too: KVM looks for the mask only later.
+     * No STARTUP ended the hold, so the answer's data stays 0. */
+    if (ghcb_vcpu_sleeps(vcpu))
+        ghcb_vcpu_run(host, vcpu);
 }
 
 static inline void ghcb_vcpu_take_init(const ghcb_host_t *host, ghcb_vcpu_t *vcpu)
@@ -99,7 +117,10 @@ static inline void ghcb_vcpu_take_init(const ghcb_host_t *host, ghcb_vcpu_t *vcp
     vcpu->nmi_pending = 0; /* a reset forgets what was to be injected */
     ghcb_vcpu_take_vmsa(vcpu);
     /* a reset by INIT does not touch the kind of hold: only running again does */
-    vcpu->mp_state = vcpu == host->first ? GHCB_MP_RUNNABLE : GHCB_MP_INIT_RECEIVED;
+    if (vcpu == host->first)
+        ghcb_vcpu_run(host, vcpu);
+    else
+        vcpu->mp_state = GHCB_MP_INIT_RECEIVED;
 }
 
 static inline void ghcb_vcpu_take_sipi(const ghcb_host_t *host, ghcb_vcpu_t *vcpu)
@@ -118,7 +139,8 @@ static inline void ghcb_vcpu_take_sipi(const ghcb_host_t *host, ghcb_vcpu_t *vcp
     } else if (!vcpu->first_sipi) {
         vcpu->first_sipi = 1;
         if (vcpu->entry != GHCB_ENTRY_VMSA)
-            vcpu->entry = GHCB_ENTRY_LAUNCH;
+            vcpu->entry =
+                vcpu->vmsa == GHCB_VMSA_LAUNCH ? GHCB_ENTRY_LAUNCH : GHCB_ENTRY_RESUME;
     } else {
         if (vcpu->entry != GHCB_ENTRY_VMSA)
             vcpu->entry = GHCB_ENTRY_RESUME;
@@ -126,22 +148,24 @@ static inline void ghcb_vcpu_take_sipi(const ghcb_host_t *host, ghcb_vcpu_t *vcp
         if (ghcb_fault_happens(host, GHCB_FAULT_DUPLICATED_WAKEUP, &word))
             vcpu->extra_wakes++;
     }
-    ghcb_vcpu_wake(vcpu);
+    ghcb_vcpu_run(host, vcpu);
 }
 
-/* AP creation: name the VMSA that the target runs from; at once, unless it waits for INIT. */
+/* AP creation: name the VMSA that the target runs from, or none. Unless it shall wait for INIT, the
+ * target is kicked and meets it as soon as it runs: at once if it does or sleeps, but after its
+ * STARTUP if it never ran or waits for one. */
 static inline void ghcb_vcpu_name_vmsa(const ghcb_host_t *host, ghcb_vcpu_t *target, uint64_t vmsa,
                                        int on_init)
 {
     uint64_t word;
 
     target->next_vmsa = vmsa;
-    target->vmsa_pending = 1;
+    target->vmsa_pending |= GHCB_VMSA_ON_INIT;
     if (on_init || ghcb_fault_happens(host, GHCB_FAULT_LOST_WAKEUP, &word))
         return;
-    target->nmi_pending = 0;
-    ghcb_vcpu_take_vmsa(target);
-    target->reset_hold = GHCB_HOLD_NONE;
+    target->vmsa_pending |= GHCB_VMSA_ON_RUN;
+    if (target->mp_state == GHCB_MP_RUNNABLE || ghcb_vcpu_sleeps(target))
+        ghcb_vcpu_run(host, target);
 }
 
 /* What its APIC or its processor does to a vCPU: GHCB_CALL_* other than VMGEXIT. */
