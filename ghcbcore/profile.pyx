@@ -40,7 +40,8 @@ KVM_NAE_EVENTS = tuple(
 cdef uint64_t msr_bit(code) except 0:
     cdef Py_ssize_t i
     for i in range(clib.GHCB_MSR_N_ROWS):
-        if clib.ghcb_msr_rows[i].code == code and not clib.ghcb_msr_rows[i].is_answer:
+        # the row of code 0 is that of an address, which is no request of the MSR protocol
+        if code and clib.ghcb_msr_rows[i].code == code and not clib.ghcb_msr_rows[i].is_answer:
             return <uint64_t> 1 << i
     raise _errors.UnknownCode(f"msr_functions: {code:#x} is not a request of the protocol")
 

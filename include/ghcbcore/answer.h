@@ -145,7 +145,7 @@ static inline void ghcb_answer_msr_unregister(ghcb_vcpu_t *vcpu)
     vcpu->msr = gfn << GHCB_MSR_DATA_SHIFT | GHCB_MSR_UNREG_GPA_RESP;
 }
 
-/* Does this host know the request? One that only SNP guests may make ends another guest's run. */
+/* Does this host know the request? */
 static inline int ghcb_host_knows_msr(const ghcb_host_t *host, uint64_t request)
 {
     const uint64_t code = request & GHCB_MSR_INFO_MASK;
@@ -189,6 +189,7 @@ static inline void ghcb_answer_msr(const ghcb_host_t *host, ghcb_vcpu_t *vcpu)
     case GHCB_MSR_PREF_GPA_REQ:
     case GHCB_MSR_REG_GPA_REQ:
     case GHCB_MSR_PSC_REQ:
+    case GHCB_MSR_UNREG_GPA_REQ:
         if (p->guest != GHCB_GUEST_SNP) {
             if (!ghcb_host_rule(host, GHCB_RULE_NON_SNP_KEEP))
                 ghcb_host_end(host, GHCB_EVENT_SEV_TERM, request);
@@ -198,14 +199,13 @@ static inline void ghcb_answer_msr(const ghcb_host_t *host, ghcb_vcpu_t *vcpu)
             ghcb_answer_msr_psc(host, vcpu);
         else if ((request & GHCB_MSR_INFO_MASK) == GHCB_MSR_REG_GPA_REQ)
             ghcb_answer_msr_register(host, vcpu);
+        else if ((request & GHCB_MSR_INFO_MASK) == GHCB_MSR_UNREG_GPA_REQ)
+            ghcb_answer_msr_unregister(vcpu);
         else
             vcpu->msr = (uint64_t)GHCB_MSR_NO_GFN << GHCB_MSR_DATA_SHIFT | GHCB_MSR_PREF_GPA_RESP;
         break;
     case GHCB_MSR_RUN_VMPL_REQ:
         ghcb_answer_msr_run_vmpl(vcpu);
-        break;
-    case GHCB_MSR_UNREG_GPA_REQ:
-        ghcb_answer_msr_unregister(vcpu);
         break;
     case GHCB_MSR_TERM_REQ:
         ghcb_host_end(host, GHCB_EVENT_SEV_TERM, request);
@@ -256,6 +256,14 @@ static inline void ghcb_nae_inject_gp(const ghcb_host_t *host, ghcb_nae_t *nae)
     nae->info2 = info2;
 }
 
+/* The operation of an AP creation. For KVM a VMPL other than 0 makes it one that is unknown. */
+static inline uint32_t ghcb_ap_operation(const ghcb_host_t *host, uint64_t info1)
+{
+    if (ghcb_host_rule(host, GHCB_RULE_AP_VMPL))
+        return (uint32_t)info1 & ((1U << GHCB_AP_CREATE_OP_WIDTH) - 1);
+    return (uint32_t)info1;
+}
+
 /* 0, or the reason for which the event is refused before it is looked at. */
 static inline uint64_t ghcb_nae_refusal(const ghcb_host_t *host, const ghcb_nae_t *nae)
 {
@@ -267,6 +275,9 @@ static inline uint64_t ghcb_nae_refusal(const ghcb_host_t *host, const ghcb_nae_
         missing = 0;
     if (ghcb_host_rule(host, GHCB_RULE_XCR0_OPTIONAL))
         missing &= ~(unsigned int)GHCB_INPUT_XCR0;
+    if (ghcb_host_rule(host, GHCB_RULE_AP_VMPL) && nae->code == GHCB_NAE_SNP_AP_CREATION &&
+        ghcb_ap_operation(host, nae->info1) == GHCB_AP_CREATE_DESTROY)
+        missing &= ~(unsigned int)GHCB_INPUT_RAX;
     if (missing & GHCB_INPUT_EXIT)
         return GHCB_MALFORMED_MISSING_INPUT;
     if (row == GHCB_NAE_NO_ROW || !(host->profile->nae_events >> row & 1))
@@ -400,9 +411,9 @@ static inline void ghcb_answer_io_string(const ghcb_exit_t *exit, ghcb_access_t 
     uint8_t copy[GHCB_KVM_SCRATCH_MAX];
     ghcb_scratch_t scratch;
 
-    if (!ghcb_scratch_find(exit, n_bytes, copy, &scratch))
-        return;
     if (!n_bytes && ghcb_host_rule(host, GHCB_RULE_EMPTY_IO))
+        return;
+    if (!ghcb_scratch_find(exit, n_bytes, copy, &scratch))
         return;
     if (!ghcb_host_asks(host, GHCB_ACCESS_IO)) {
         ghcb_host_end(host, GHCB_EVENT_IO, access->arg[0]);
@@ -427,6 +438,8 @@ static inline void ghcb_answer_io(const ghcb_exit_t *exit, uint64_t info1, uint6
     access.is_write = !(info1 >> GHCB_IOIO_IN_SHIFT & 1);
     access.size_bytes = info1 >> GHCB_IOIO_SIZE_SHIFT & ((1 << GHCB_IOIO_SIZE_WIDTH) - 1);
     access.arg[0] = info1;
+    if (!access.size_bytes && ghcb_host_rule(exit->host, GHCB_RULE_EMPTY_IO))
+        return;
     if (!(info1 >> GHCB_IOIO_STRING_SHIFT & 1)) {
         ghcb_answer_io_plain(exit, &access);
         return;
@@ -528,6 +541,8 @@ static inline uint64_t ghcb_answer_hypercall(const ghcb_exit_t *exit)
         return access.result;
     if (nae->rax == GHCB_KVM_HC_VAPIC_POLL_IRQ)
         return 0;
+    if (nae->rax == GHCB_KVM_HC_CLOCK_PAIRING) /* no clock that it could pair with */
+        return -(uint64_t)GHCB_KVM_EOPNOTSUPP;
     if (nae->rax != GHCB_KVM_HC_MAP_GPA_RANGE || !ghcb_host_asks(host, GHCB_ACCESS_MAP_GPA))
         return -(uint64_t)GHCB_KVM_ENOSYS;
     if (nae->rbx & (GHCB_PAGE_SIZE - 1) || !nae->rcx ||
@@ -560,10 +575,7 @@ static inline void ghcb_answer_psc(const ghcb_exit_t *exit, uint64_t info2)
 static inline void ghcb_answer_ap_creation(const ghcb_exit_t *exit, uint64_t info1, uint64_t vmsa)
 {
     const ghcb_host_t *host = exit->host;
-    const uint32_t op_and_vmpl = (uint32_t)info1;
-    const uint32_t op = ghcb_host_rule(host, GHCB_RULE_AP_VMPL)
-                            ? op_and_vmpl & ((1U << GHCB_AP_CREATE_OP_WIDTH) - 1)
-                            : op_and_vmpl;
+    const uint32_t op = ghcb_ap_operation(host, info1);
     ghcb_vcpu_t *target = ghcb_host_vcpu(host, info1 >> GHCB_AP_CREATE_APIC_ID_SHIFT);
     int good = target != 0;
 
@@ -591,23 +603,26 @@ static inline void ghcb_answer_guest_request(const ghcb_exit_t *exit, uint64_t r
 {
     const ghcb_host_t *host = exit->host;
     ghcb_nae_t *nae = exit->nae;
-    const int is_extended = nae->code == GHCB_NAE_SNP_EXT_GUEST_REQUEST;
-    uint8_t type = SNP_MSG_INVALID, nothing[GHCB_CERT_TABLE_END];
-    ghcb_access_t access = {.kind = is_extended ? GHCB_ACCESS_EXT_GUEST_REQUEST
-                                                : GHCB_ACCESS_GUEST_REQUEST,
+    const int has_memory = host->device && host->device->memory;
+    const int has_certs = ghcb_host_asks(host, GHCB_ACCESS_EXT_GUEST_REQUEST);
+    int is_report = nae->code == GHCB_NAE_SNP_EXT_GUEST_REQUEST && (has_memory || has_certs);
+    uint8_t message[GHCB_PAGE_SIZE], nothing[GHCB_CERT_TABLE_END];
+    ghcb_access_t access = {.kind = GHCB_ACCESS_GUEST_REQUEST,
                             .cpu = ghcb_host_index(host, exit->vcpu),
                             .address = request,
                             .size_bytes = GHCB_PAGE_SIZE,
                             .count = 1};
 
     access.arg[0] = response;
-    if (is_extended && host->device && host->device->memory) {
-        if (ghcb_host_memory(host, request + SNP_MSG_OFF_TYPE, &type, 1, 0)) {
+    /* a device that shows no memory is trusted to know what the message is */
+    if (is_report && has_memory) {
+        if (ghcb_host_memory(host, request + SNP_MSG_OFF_TYPE, message, 1, 0)) {
             ghcb_host_end(host, GHCB_EVENT_EFAULT, request);
             return;
         }
+        is_report = message[0] == SNP_MSG_REPORT_REQ;
     }
-    if (type == SNP_MSG_REPORT_REQ) {
+    if (is_report) {
         const unsigned int both = GHCB_INPUT_RAX | GHCB_INPUT_RBX;
 
         if ((ghcb_nae_marked(nae->valid[0], nae->valid[1]) & both) != both ||
@@ -615,22 +630,29 @@ static inline void ghcb_answer_guest_request(const ghcb_exit_t *exit, uint64_t r
             ghcb_nae_malformed(nae, GHCB_MALFORMED_INVALID_INPUT);
             return;
         }
-        access.arg[1] = nae->rax;
-        access.arg[2] = nae->rbx;
-        access.result2 = nae->rbx;
+        if (has_certs) {
+            access.kind = GHCB_ACCESS_EXT_GUEST_REQUEST;
+            access.arg[1] = nae->rax;
+            access.arg[2] = nae->rbx;
+            access.result2 = nae->rbx;
+        }
         memset(nothing, 0, sizeof(nothing));
-        if (nae->rbx && !ghcb_host_asks(host, GHCB_ACCESS_EXT_GUEST_REQUEST) &&
+        if (nae->rbx && !has_certs &&
             ghcb_host_memory(host, nae->rax, nothing, sizeof(nothing), 1)) {
             ghcb_host_end(host, GHCB_EVENT_EFAULT, nae->rax);
             return;
         }
+    }
+    if (has_memory && ghcb_host_memory(host, request, message, sizeof(message), 0)) {
+        ghcb_host_end(host, GHCB_EVENT_EFAULT, request);
+        return;
     }
     nae->info2 = (uint64_t)GHCB_GUEST_REQUEST_VMM_GENERIC << GHCB_GUEST_REQUEST_VMM_SHIFT;
     if (!ghcb_host_asks(host, (unsigned int)access.kind) ||
         host->device->access(host->device->self, &access))
         return;
     nae->info2 = access.result;
-    if (is_extended) {
+    if (access.kind == GHCB_ACCESS_EXT_GUEST_REQUEST) {
         nae->rbx = access.result2;
         nae->results = GHCB_INPUT_RBX;
     }
@@ -648,29 +670,59 @@ static inline void ghcb_answer_jump_table(const ghcb_exit_t *exit, uint64_t info
 
 static inline void ghcb_answer_doorbell(const ghcb_exit_t *exit, uint64_t info1, uint64_t info2)
 {
+    const ghcb_host_t *host = exit->host;
     ghcb_vcpu_t *vcpu = exit->vcpu;
+    uint8_t page[GHCB_PAGE_SIZE];
 
     switch (info1) {
     case GHCB_DOORBELL_GET_PREFERRED:
         exit->nae->info2 = GHCB_DOORBELL_NO_PREFERENCE;
         break;
     case GHCB_DOORBELL_SET:
-        if (info2 & (GHCB_PAGE_SIZE - 1) || !info2 || info2 >> GHCB_GPA_BITS) {
+        vcpu->doorbell_gpa = 0; /* whatever comes of it */
+        if (info2 & (GHCB_PAGE_SIZE - 1) || info2 >> GHCB_GPA_BITS ||
+            (host->device && host->device->memory &&
+             ghcb_host_memory(host, info2, page, sizeof(page), 0))) {
             ghcb_nae_malformed(exit->nae, GHCB_MALFORMED_INVALID_INPUT);
             break;
         }
         vcpu->doorbell_gpa = info2;
         exit->nae->info2 = info2;
         break;
-    case GHCB_DOORBELL_QUERY:
-        exit->nae->info2 = vcpu->doorbell_gpa;
+    case GHCB_DOORBELL_QUERY: /* without one: all ones */
+        exit->nae->info2 = vcpu->doorbell_gpa ? vcpu->doorbell_gpa : GHCB_DOORBELL_NO_PREFERENCE;
         break;
     case GHCB_DOORBELL_CLEAR:
         vcpu->doorbell_gpa = 0;
         break;
     default:
+        vcpu->doorbell_gpa = 0;
         ghcb_nae_malformed(exit->nae, GHCB_MALFORMED_INVALID_INPUT);
     }
+}
+
+/* Does an interrupt command reach vCPU `i`, whose APIC ID is i? */
+static inline int ghcb_icr_reaches(const ghcb_host_t *host, const ghcb_vcpu_t *sender, uint64_t icr,
+                                   uint64_t i)
+{
+    const uint64_t to = icr >> APIC_ICR_DESTINATION_SHIFT;
+    const int is_sender = ghcb_host_index(host, sender) == i;
+
+    switch (icr >> APIC_ICR_SHORTHAND_SHIFT & ((1 << APIC_ICR_SHORTHAND_WIDTH) - 1)) {
+    case APIC_ICR_TO_SELF:
+        return is_sender;
+    case APIC_ICR_TO_ALL:
+        return 1;
+    case APIC_ICR_TO_OTHERS:
+        return !is_sender;
+    default:
+        break;
+    }
+    if (to == UINT32_MAX) /* everybody, in both modes */
+        return 1;
+    if (icr >> APIC_ICR_LOGICAL_SHIFT & 1) /* a cluster of sixteen, and a bit for each in it */
+        return to >> 16 == i >> 4 && (to >> (i & 15) & 1);
+    return to == i;
 }
 
 /* An interrupt command. INIT, STARTUP and NMI reach the vCPUs; the rest is the device's. */
@@ -678,28 +730,38 @@ static inline void ghcb_answer_ipi(const ghcb_exit_t *exit, uint64_t icr)
 {
     const ghcb_host_t *host = exit->host;
     const uint64_t mode = icr >> APIC_ICR_MODE_SHIFT & ((1 << APIC_ICR_MODE_WIDTH) - 1);
-    ghcb_vcpu_t *target = ghcb_host_vcpu(host, icr >> APIC_ICR_DESTINATION_SHIFT);
+    /* INIT level de-assert, a command of the first APICs, does nothing */
+    const int is_deassert =
+        !(icr >> APIC_ICR_ASSERT_SHIFT & 1) && (icr >> APIC_ICR_LEVEL_SHIFT & 1);
     ghcb_access_t access = {.kind = GHCB_ACCESS_IPI,
                             .cpu = ghcb_host_index(host, exit->vcpu),
                             .address = icr,
                             .is_write = 1,
                             .count = 1};
-    const int to_one = !(icr >> APIC_ICR_SHORTHAND_SHIFT & ((1 << APIC_ICR_SHORTHAND_WIDTH) - 1));
 
-    if (to_one && mode == APIC_ICR_MODE_INIT) {
-        if (target)
-            ghcb_vcpu_call(host, target, GHCB_CALL_SEND_INIT);
-    } else if (to_one && mode == APIC_ICR_MODE_STARTUP) {
-        if (target) {
+    if (icr & APIC_ICR_RESERVED) {
+        ghcb_nae_malformed(exit->nae, GHCB_MALFORMED_INVALID_INPUT);
+        return;
+    }
+    if (mode != APIC_ICR_MODE_INIT && mode != APIC_ICR_MODE_STARTUP && mode != APIC_ICR_MODE_NMI) {
+        if (!ghcb_host_asks(host, GHCB_ACCESS_IPI) ||
+            host->device->access(host->device->self, &access))
+            ghcb_host_end(host, GHCB_EVENT_UNMODELLED, exit->nae->code);
+        return;
+    }
+    for (uint64_t i = 0; i < host->n_vcpus && !host->vm->event; i++) {
+        ghcb_vcpu_t *target = ghcb_host_vcpu(host, i);
+
+        if (!ghcb_icr_reaches(host, exit->vcpu, icr, i))
+            continue;
+        if (mode == APIC_ICR_MODE_NMI) {
+            ghcb_vcpu_call(host, target, GHCB_CALL_NMI);
+        } else if (mode == APIC_ICR_MODE_STARTUP) {
             target->sipi_vector = icr & ((1 << APIC_ICR_VECTOR_WIDTH) - 1);
             ghcb_vcpu_call(host, target, GHCB_CALL_SEND_SIPI);
+        } else if (!is_deassert) {
+            ghcb_vcpu_call(host, target, GHCB_CALL_SEND_INIT);
         }
-    } else if (to_one && mode == APIC_ICR_MODE_NMI) {
-        if (target)
-            ghcb_vcpu_call(host, target, GHCB_CALL_NMI);
-    } else if (!ghcb_host_asks(host, GHCB_ACCESS_IPI) ||
-               host->device->access(host->device->self, &access)) {
-        ghcb_host_end(host, GHCB_EVENT_UNMODELLED, exit->nae->code);
     }
 }
 
@@ -708,26 +770,25 @@ static inline void ghcb_answer_apic_ids(const ghcb_exit_t *exit, uint64_t gpa)
 {
     const ghcb_host_t *host = exit->host;
     ghcb_nae_t *nae = exit->nae;
-    const uint64_t n_bytes = (host->n_vcpus + 1) * sizeof(uint32_t);
-    const uint64_t needed = (n_bytes + GHCB_PAGE_SIZE - 1) / GHCB_PAGE_SIZE;
-    const uint64_t room = nae->rax;
-    uint32_t word = (uint32_t)host->n_vcpus;
+    uint32_t list[GHCB_PAGE_SIZE / sizeof(uint32_t)];
+    const uint64_t n_words = host->n_vcpus + 1, per_page = sizeof(list) / sizeof(list[0]);
+    const uint64_t needed = (n_words + per_page - 1) / per_page;
 
-    nae->rax = needed;
-    nae->results = GHCB_INPUT_RAX;
-    if (!gpa || room < needed)
-        return; /* a question for the size, or too little room: nothing is written */
-    if (gpa & (GHCB_PAGE_SIZE - 1) || gpa >> GHCB_GPA_BITS) {
-        ghcb_nae_malformed(nae, GHCB_MALFORMED_INVALID_INPUT);
-        return;
-    }
-    for (uint64_t i = 0; i <= host->n_vcpus; i++) {
-        if (ghcb_host_memory(host, gpa + i * sizeof(word), (uint8_t *)&word, sizeof(word), 1)) {
-            ghcb_host_end(host, GHCB_EVENT_EFAULT, gpa);
+    /* a question for the size, or too little room: nothing is written */
+    for (uint64_t at = 0; gpa && nae->rax >= needed && at < n_words; at += per_page) {
+        const uint64_t n = n_words - at < per_page ? n_words - at : per_page;
+
+        for (uint64_t i = 0; i < n; i++)
+            list[i] = (uint32_t)(at + i ? at + i - 1 : host->n_vcpus);
+        if (gpa & (GHCB_PAGE_SIZE - 1) || gpa >> GHCB_GPA_BITS ||
+            ghcb_host_memory(host, gpa + at * sizeof(list[0]), (uint8_t *)list,
+                             n * sizeof(list[0]), 1)) {
+            ghcb_nae_malformed(nae, GHCB_MALFORMED_INVALID_INPUT);
             return;
         }
-        word = (uint32_t)i;
     }
+    nae->rax = needed;
+    nae->results = GHCB_INPUT_RAX;
 }
 
 /* Carry out an event that has passed its checks. `nae` holds the request; info1 and info2 become
@@ -953,36 +1014,48 @@ static inline void ghcb_page_change(uint8_t *page, uint64_t word)
                   ghcb_fault_word(word, 0) >> (word >> 8 & 63));
 }
 
+/* Is the page in `vcpu->msr` the one that was registered, if it must be? If not, the run has ended,
+ * or this host answers that it is malformed. */
+static inline int ghcb_page_is_registered(const ghcb_host_t *host, ghcb_vcpu_t *vcpu)
+{
+    if (host->profile->guest != GHCB_GUEST_SNP || vcpu->registered_gpa == vcpu->msr)
+        return 1;
+    if (ghcb_host_rule(host, GHCB_RULE_REGISTER_ON_USE)) {
+        vcpu->registered_gpa = vcpu->msr;
+        return 1;
+    }
+    ghcb_vcpu_ran(vcpu);
+    if (!ghcb_host_rule(host, GHCB_RULE_REPLY_UNREGISTERED))
+        ghcb_host_end(host, GHCB_EVENT_EINVAL, vcpu->msr);
+    return 0;
+}
+
 /* VMGEXIT with the page of 4096 bytes at `page`, whose GPA stands in `vcpu->msr`. The page is
  * answered in place, unless the run has ended without an answer. */
 static inline void ghcb_answer_page(const ghcb_host_t *host, ghcb_vcpu_t *vcpu, uint8_t *page)
 {
     ghcb_nae_t nae;
     const ghcb_exit_t exit = {host, vcpu, &nae, page};
-    const int is_snp = host->profile->guest == GHCB_GUEST_SNP;
     uint64_t word;
 
     ghcb_page_read(page, &nae);
     if (ghcb_host_rule(host, GHCB_RULE_CODE_32))
         nae.code = (uint32_t)nae.code;
     vcpu->sw_exit_code = nae.code;
+    vcpu->sw_exit_info_1 = nae.info1;
+    vcpu->sw_exit_info_2 = nae.info2;
     if (!ghcb_host_rule(host, GHCB_RULE_REPLY_ADDS)) {
         ghcb_page_put(page, GHCB_OFF_VALID_BITMAP, 0);
         ghcb_page_put(page, GHCB_OFF_VALID_BITMAP + 8, 0);
     }
-    if (is_snp && vcpu->registered_gpa != vcpu->msr) {
-        if (ghcb_host_rule(host, GHCB_RULE_REGISTER_ON_USE)) {
-            vcpu->registered_gpa = vcpu->msr;
-        } else if (ghcb_host_rule(host, GHCB_RULE_REPLY_UNREGISTERED)) {
-            ghcb_vcpu_ran(vcpu);
-            ghcb_nae_malformed(&nae, GHCB_MALFORMED_NOT_REGISTERED);
-            ghcb_page_write(host, page, &nae);
+    if (!ghcb_page_is_registered(host, vcpu)) {
+        if (host->vm->event)
             return;
-        } else {
-            ghcb_vcpu_ran(vcpu);
-            ghcb_host_end(host, GHCB_EVENT_EINVAL, vcpu->msr);
-            return;
-        }
+        ghcb_nae_malformed(&nae, GHCB_MALFORMED_NOT_REGISTERED);
+        ghcb_page_write(host, page, &nae);
+        vcpu->sw_exit_info_1 = nae.info1;
+        vcpu->sw_exit_info_2 = nae.info2;
+        return;
     }
     if (ghcb_fault_happens(host, GHCB_FAULT_CHANGED_GHCB, &word)) {
         ghcb_page_change(page, word);
@@ -1032,7 +1105,12 @@ static inline void ghcb_answer_fields(const ghcb_host_t *host, ghcb_vcpu_t *vcpu
         nae.rax = host->profile->sev_features;
         ghcb_valid_set(nae.valid, GHCB_VALID_RAX);
     }
-    ghcb_answer_nae(&exit);
+    if (ghcb_page_is_registered(host, vcpu))
+        ghcb_answer_nae(&exit);
+    else if (host->vm->event)
+        return;
+    else
+        ghcb_nae_malformed(&nae, GHCB_MALFORMED_NOT_REGISTERED);
     vcpu->sw_exit_info_1 = nae.info1;
     vcpu->sw_exit_info_2 = nae.info2;
 }
