@@ -1,4 +1,4 @@
-"""What all tests share: where the oracles are, how hard Hypothesis tries, and what CI refuses.
+"""What all tests share: where the oracles and their helpers are, how hard Hypothesis tries, and what CI refuses.
 
 ``HYPOTHESIS_PROFILE`` is ``dev`` (default), ``ci`` or ``nightly``. With ``CI=true`` every profile
 but the nightly one is derandomised, so that a run says something about the commit alone, and a
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-sys.path.insert(0, str(Path(__file__).parent / "oracle"))
+sys.path[:0] = [str(Path(__file__).parent / name) for name in ("oracle", "model")]
 
 _on_ci = os.environ.get("CI", "").lower() == "true"
 settings.register_profile("dev", max_examples=100, deadline=None, derandomize=_on_ci)

@@ -71,6 +71,10 @@ class Malformed(Exception):
     """INFO1 = 2: the request is refused, INFO2 says why."""
 
 
+class Refused(Malformed):
+    """The same, before the event is carried out."""
+
+
 class Exception13(Exception):
     """INFO1 = 1: the guest must raise #GP."""
 
@@ -84,7 +88,7 @@ class Unregistered(Exception):
 
 
 class Fault(Exception):
-    """-EFAULT to user space: guest memory could not be accessed."""
+    """-EFAULT to user space: guest memory at this GPA could not be accessed."""
 
 
 class Page:
@@ -125,6 +129,7 @@ class Request:
             offset: page.number(offset) if offset in self.valid else 0
             for offset in REPLIED_REGISTERS
         }
+        self.results = set()  # the registers that the answer carries
         self.rsi = page.number(RSI) if RSI in self.valid else 0
         self.cpl = page.number(CPL, 1) if CPL in self.valid else 0
         self.scratch = page.number(SCRATCH) if SCRATCH in self.valid else 0
@@ -154,27 +159,30 @@ class Area:
         self.write(offset, value.to_bytes(size, "little"))
 
 
-def check_inputs(request, *, is_snp, extra, xcr0_required, vmpl_in_ap_create):
-    """Raise ``Malformed`` in KVM's order: usage, the three fields, the event, its inputs."""
+def check_inputs(request, host):
+    """Raise ``Refused`` in KVM's order: usage, the three fields, the event, its inputs."""
+    is_snp = host.guest == "snp"
     if request.usage != 0:
-        raise Malformed(BAD_USAGE)
-    if not {CODE, INFO1, INFO2} <= request.valid:
-        raise Malformed(MISSING_INPUT)
+        raise Refused(BAD_USAGE)
+    if host.inputs_checked and not {CODE, INFO1, INFO2} <= request.valid:
+        raise Refused(MISSING_INPUT)
     code = request.code
-    if code in EXTRA_INPUTS and EXTRA_INPUTS[code][0] in extra:
+    if host.events is not None and code not in host.events:
+        raise Refused(BAD_EVENT)
+    if code in EXTRA_INPUTS and EXTRA_INPUTS[code][0] in host.extra:
         _, needed, snp_only = EXTRA_INPUTS[code]
         if snp_only and not is_snp:
-            raise Malformed(MISSING_INPUT)
+            raise Refused(MISSING_INPUT)
     elif code in SNP_INPUTS:
         if not is_snp:
-            raise Malformed(MISSING_INPUT)
+            raise Refused(MISSING_INPUT)
         needed = SNP_INPUTS[code]
     elif code in INPUTS:
         needed = INPUTS[code]
     else:
-        raise Malformed(BAD_EVENT)
+        raise Refused(BAD_EVENT)
     needed = set(needed)
-    if code == 0x72 and request.regs[RAX] == 0xD and xcr0_required:  # all 64 bits
+    if code == 0x72 and request.regs[RAX] == 0xD and host.xcr0_required:  # all 64 bits
         needed.add(XCR0)
     if code == 0x7B:
         if request.info1 & 1 << 2:  # string
@@ -185,13 +193,15 @@ def check_inputs(request, *, is_snp, extra, xcr0_required, vmpl_in_ap_create):
         needed |= {RAX, RDX}
     if code == 0x8000_0013:
         operation = request.info1 & U32
-        if vmpl_in_ap_create:
+        if host.vmpl_in_ap_create:
             operation &= ~0xF_0000
+        elif host.vmpls == "ignored":
+            operation &= 0xFFFF
         if operation != AP_DESTROY:
             needed.add(RAX)
-    if not needed <= request.valid:
-        raise Malformed(MISSING_INPUT)
+    if host.inputs_checked and not needed <= request.valid:
+        raise Refused(MISSING_INPUT)
     if code in (0x8000_0011, 0x8000_0012):
         pages = (request.info1, request.info2)
         if any(gpa % 4096 for gpa in pages) or pages[0] == pages[1]:
-            raise Malformed(MISSING_INPUT)  # not "bad input", though the inputs are there
+            raise Refused(MISSING_INPUT)  # not "bad input", though the inputs are there

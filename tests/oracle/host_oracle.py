@@ -14,57 +14,69 @@ result)``): "io" and "mmio" (data and result are bytes), "msr" and "pmc" (8 byte
 rax), "guest_request" and "ext_guest_request" (args: response GPA, of the second also data GPA and
 pages; result is INFO2 and rbx). ``data`` is None for what is read.
 
+``kinds`` of it is a set of these words and "memory": what it answers.
+
 OPEN marks what the fact sheets leave to the implementer. There the oracle does what KVM does, or
-what the docstrings of ``Host`` and ``host.h`` promise:
+what the core's headers say that they do; a sentence with *core* in it was changed to the core's
+choice when the two were held against each other.
 
 - ``event_data``: the GHCB MSR value of a termination or of an unknown MSR function (the GPA, if a
-  termination came by page), INFO1 of a port or MMIO access, 0 of a vCPU that has nothing to run
-  from, else the event code.
+  termination came by page), INFO1 of a port access, the GPA of an MMIO access, all ones of a vCPU
+  that has nothing to run from; *core*: the GPA of a page that is not registered, the GPA of memory
+  that is not there; else the event code.
 - A CPUID function that is listed once, with index 0, has no sub-leaves: the index is ignored.
-- A request that ends the VM leaves the same reply in the page as one that succeeds. One from an
-  unregistered page gets its registers back, but INFO1 and INFO2 stay the guest's and unmarked:
-  KVM leaves before it writes them.
+- A request that ends the VM leaves the same reply in the page as one that succeeds. *Core*: one
+  from an unregistered page leaves no reply but a cleared bitmap; KVM would write the registers
+  back if user space let the vCPU go on, and nobody does.
 - ``entry`` says how to enter and stays until whoever enters the guest has set it back; "vmsa" is
-  from the VMSA of AP creation.
+  from the VMSA of AP creation, *core*: from the reset that installs it on.
 - An NMI stays pending until the guest's role takes it; as long as it does, neither HLT nor a hold
-  puts the vCPU to sleep (KVM does not block a vCPU that has an event). INIT does not drop it
-  (KVM's does); the reset of AP creation does.
-- A STARTUP that is dropped wakes nobody. INIT leaves every vCPU waiting for a STARTUP, the boot
-  CPU too, which KVM lets run on.
+  puts the vCPU to sleep (KVM does not block a vCPU that has an event), unless NMIs are masked. One
+  that arrives wakes a masked vCPU too (KVM looks for the request only). Every reset drops it.
+- A STARTUP that is dropped wakes nobody. INIT lets the boot CPU run on.
 - VMGEXIT and HLT are not refused in any mp_state. They do show that the vCPU ran, so a hold that
   was not released by then is forgotten.
 - AP creation: another vCPU is kicked at once. ``vmsa_gpa`` and ``ap_pending`` are those of VMPL 0;
   ``vmsa_gpa`` stays once the vCPU runs from it. A VMSA page always exists. ``vmsa`` tells "launch",
   "guest" and "none". Destroy leaves the vCPU halted; if anything but a new VMSA lets it run, the
   run fails ("einval"; newer KVM: KVM_EXIT_FAIL_ENTRY). Addresses have 52 bits.
-- A status other than 0 from a device is as if there were no device, but for "msr" (#GP) and
-  "map_gpa" (an error of user space). A refused RDPMC is "unmodelled": KVM injects #GP directly,
-  which no reply in a page is.
-- Without a device nobody looks at memory: a scratch area outside the page is not read.
+- A status other than 0 from a device is as if there were no device, but for "msr" (#GP), "pmc" (#GP
+  by VMRUN, in ``event_inj``) and "map_gpa" (an error of user space).
+- *Core*: without a device of the kind that is asked for, the run ends before memory is looked at;
+  only a page state change reads its scratch area first. Where there is no memory it cannot be read.
 - Unreadable pages of a guest request are the same event as an unreadable scratch area, "efault";
-  KVM returns -EIO there.
+  KVM returns -EIO there. Without "memory" nobody looks at them.
 - A guest request nobody can answer: INFO2 is the VMM's generic error, firmware status 0, KVM's
   answer where user space reports EIO for certificates. (For a firmware that cannot be asked KVM
   itself returns an error to user space.) The device writes the response page.
-- An extended request of another type than report is a plain one. The empty certificate table is
-  written before the device is asked, unless ``certs``; rbx is the device's.
+- An extended request of another type than report is a plain one; so is one of a host without
+  certificates (no device for "ext_guest_request"), which writes the empty table before it asks
+  and leaves rbx. *Core*: where memory is not shown, the message is a report if there are
+  certificates.
 - String I/O is one access, however many pages; KVM splits it by pages.
-- MMIO of length 0 goes to the device unless ``mmio_max_v2`` is 8; KVM ends it without a device.
+- MMIO of length 0 is done after the scratch area was checked, with ``mmio_max_v2=8`` before.
 - ``empty_string_io="complete"`` completes operand size 0 too, without looking at the scratch area.
 - VMMCALL: no paravirtual feature is offered, and that is enforced; no clock pairing.
-- RDTSCP is "unmodelled": KVM injects #UD directly. DR7 accesses do nothing and succeed.
+- RDTSCP is #UD by VMRUN, in ``event_inj``. DR7 accesses do nothing and succeed.
 - MSR 0x016 and 0x018 of a guest that is not SNP: 0x016 answers as CL does (error unless the VMPL is
   0), 0x018 ends the VM like 0x012. No VMSA for the VMPL: error.
 - RUN VMPL keeps the page and MSR of the caller; the reply is there at once. ``vmpl`` is the one
-  that runs.
-- A doorbell page at GPA 0 reads as none. #HV IPI knows NMI, INIT and STARTUP; other kinds do
-  nothing. The ICR is x2APIC's, with its reserved bits.
+  that runs. *Core*: it knows one VMSA for each vCPU, so with ``vmpls="ignored"`` any VMPL can run
+  and AP creation looks at [15:0] for the operation and at nothing for the VMPL.
+- A doorbell page at GPA 0 reads as none. #HV IPI knows NMI, INIT and STARTUP; *core*: other kinds
+  are asked of the device as "ipi", and without one end the run. The ICR is x2APIC's, with its
+  reserved bits.
+- APIC ID list, *core*: rax of the reply is the number of pages always, and GPA 0 asks for it alone.
 - ``scratch_outside_v2``, ``mmio_max_v2``: the version is the VM's (``max_version``), not that of
   the page.
+- VMGEXIT from the record: every input of an AP creation is there (rax has the VM's features); of
+  other events only the three fields.
+- Other hosts are switches (fact sheet 10), as the core's ``GHCB_RULE_*`` have them.
 """
 
 from ghcb_oracle import (
     AP_RESET_HOLD,
+    BAD_EVENT,
     BAD_INPUT,
     CODE,
     CPL,
@@ -73,6 +85,7 @@ from ghcb_oracle import (
     INFO2,
     INIT_RECEIVED,
     INPUTS,
+    MISSING_INPUT,
     NOT_REGISTERED,
     RAX,
     RBX,
@@ -92,12 +105,13 @@ from ghcb_oracle import (
     Invalid,
     Malformed,
     Page,
+    Refused,
     Request,
     Unregistered,
     check_inputs,
 )
-from nae_oracle import Services
-from vcpu_oracle import Ended, Processors
+from nae_oracle import INJECT_UD, Services
+from vcpu_oracle import NO_VMSA, Ended, Processors
 
 __all__ = [
     "AP_RESET_HOLD",
@@ -120,6 +134,7 @@ __all__ = [
     "USAGE",
     "VALID_BITMAP",
     "XCR0",
+    "NO_VMSA",
     "Ended",
     "HostOracle",
     "NoPage",
@@ -130,9 +145,10 @@ __all__ = [
 NO_GFN = (1 << 52) - 1
 GP = 0x8000_030D  # event injection: valid, exception, vector 13
 
-# DR7 accesses, INVD, WBINVD, MONITOR, MWAIT, NMI complete: the host says "done" and that is all
-WITHOUT_EFFECT = (0x27, 0x37, 0x76, 0x89, 0x8A, 0x8B, 0x8000_0003)
-UNMODELLED = frozenset({0x87})
+# DR7 accesses, INVD, WBINVD, MONITOR, MWAIT: the host says "done" and that is all
+WITHOUT_EFFECT = (0x27, 0x37, 0x76, 0x89, 0x8A, 0x8B)
+UNMODELLED = frozenset()
+EXTRA = {"doorbell", "hv_ipi", "apic_ids", "run_vmpl", "unregister"}
 
 
 class NoPage(Exception):
@@ -167,14 +183,33 @@ class HostOracle(Processors, Services):
         gp_sign_extended=False,
         vmpl_in_ap_create=False,
         xcr0_required=True,
-        certs=False,
         extra=frozenset(),
         unmodelled=UNMODELLED,
+        msr_functions=None,
+        events=None,
+        unknown_event="reply",
+        missing_input="reply",
+        inputs_checked=True,
+        reply="kvm",
+        code_bits=64,
+        gp_bare=False,
+        psc_error=1 << 63,
+        io_ignored=False,
+        non_snp="end",
+        register_once=False,
+        vmpls="kept",
+        features_loose=False,
     ):
         choices = {
             "guest": (guest, ("plain", "sev_es", "snp")),
             "unknown_msr": (unknown_msr, ("keep", "einval")),
-            "unregistered": (unregistered, ("einval", "error")),
+            "unregistered": (unregistered, ("einval", "error", "register")),
+            "unknown_event": (unknown_event, ("reply", "einval")),
+            "missing_input": (missing_input, ("reply", "einval")),
+            "reply": (reply, ("kvm", "adds", "alone")),
+            "code_bits": (code_bits, (64, 32)),
+            "non_snp": (non_snp, ("end", "keep")),
+            "vmpls": (vmpls, ("kept", "ignored")),
             "scratch_outside_v2": (scratch_outside_v2, ("allow", "deny")),
             "mmio_max_v2": (mmio_max_v2, (0x7FFF_FFFF, 8)),
             "empty_string_io": (empty_string_io, ("run", "complete")),
@@ -183,7 +218,7 @@ class HostOracle(Processors, Services):
         for name, (value, allowed) in choices.items():
             if value not in allowed:
                 raise ValueError(f"{name}={value!r}, not one of {allowed}")
-        if unknown := set(extra) - {"doorbell", "hv_ipi", "apic_ids", "run_vmpl", "unregister"}:
+        if unknown := set(extra) - EXTRA:
             raise ValueError(f"extra: {sorted(unknown)}")
         self.guest = guest
         self.max_version = max_version
@@ -201,7 +236,20 @@ class HostOracle(Processors, Services):
         self.gp_sign_extended = gp_sign_extended
         self.vmpl_in_ap_create = vmpl_in_ap_create
         self.xcr0_required = xcr0_required
-        self.certs = certs
+        self.msr_functions = msr_functions  # None: all that there are
+        self.events = events
+        self.unknown_event = unknown_event
+        self.missing_input = missing_input
+        self.inputs_checked = inputs_checked
+        self.reply = reply
+        self.code_bits = code_bits
+        self.gp_bare = gp_bare
+        self.psc_error = psc_error
+        self.io_ignored = io_ignored
+        self.non_snp = non_snp
+        self.register_once = register_once
+        self.vmpls = vmpls
+        self.features_loose = features_loose
         self.extra = frozenset(extra)
         self.unmodelled = frozenset(unmodelled)
         self.vm = {"jump_table": 0, "event": "none", "event_data": 0}
@@ -216,12 +264,17 @@ class HostOracle(Processors, Services):
     def msr(self, cpu, value):
         if value and value % 0x1000 == 0:
             raise NoPage
-        vcpu = self.running(cpu)
-        vcpu["msr"] = self.answer_msr(cpu, vcpu, value)
+        vcpu = self.still(cpu)
+        vcpu["msr"] = value
+        if not self.cannot_run(cpu):
+            self.running(cpu)
+            vcpu["msr"] = self.answer_msr(cpu, vcpu, value)
         return vcpu["msr"]
 
     def answer_msr(self, cpu, vcpu, value):
         code = value & 0xFFF
+        if self.msr_functions is not None and code not in self.msr_functions:
+            code = 0  # no function
         if code == 0x002:
             return self.sev_info
         if code == 0x004:
@@ -235,7 +288,8 @@ class HostOracle(Processors, Services):
         if code in (0x010, 0x012, 0x014):
             if self.guest == "snp":
                 return self.answer_snp_msr(cpu, vcpu, value)
-            self.end("sev_term", value)
+            if self.non_snp == "end":
+                self.end("sev_term", value)
             return value
         if code == 0x100:
             self.end("sev_term", value)
@@ -245,7 +299,8 @@ class HostOracle(Processors, Services):
             return error << 32 | 0x017
         if code == 0x018 and "unregister" in self.extra:
             if self.guest != "snp":
-                self.end("sev_term", value)
+                if self.non_snp == "end":
+                    self.end("sev_term", value)
                 return value
             gfn = vcpu["registered_gpa"] >> 12 or NO_GFN
             vcpu["registered_gpa"] = 0
@@ -259,13 +314,15 @@ class HostOracle(Processors, Services):
         if code == 0x010:
             return NO_GFN << 12 | 0x011
         if code == 0x012:
+            if self.register_once and vcpu["registered_gpa"]:
+                return NO_GFN << 12 | 0x013
             vcpu["registered_gpa"] = value & ~0xFFF
             return value & ~0xFFF | 0x013
         operation, gpa = value >> 52 & 0xF, value & (1 << 52) - 0x1000
-        if operation not in (1, 2) or self.device is None:
-            return 1 << 63 | 0x015
+        if operation not in (1, 2) or not self.offers("map_gpa"):
+            return self.psc_error | 0x015
         if self.map_gpa(cpu, gpa, 1, 1 << 4 if operation == 1 else 0) != 0:
-            return 1 << 63 | 0x015
+            return self.psc_error | 0x015
         return 0x015
 
     def look_up(self, function, index):
@@ -280,22 +337,33 @@ class HostOracle(Processors, Services):
         """Answer the request in ``content`` (bytearray of 4096) in place."""
         if len(content) != 4096 or gpa == 0 or gpa % 0x1000:
             raise NoPage
-        vcpu = self.running(cpu)
+        vcpu = self.still(cpu)
+        vcpu["msr"] = gpa
+        if self.cannot_run(cpu):
+            return
+        self.running(cpu)
         page = Page(content)
         request = Request(page)
-        vcpu["msr"] = gpa
+        if self.code_bits == 32:
+            request.code &= U32
         vcpu["sw_exit_code"] = request.code
         vcpu["sw_exit_info_1"] = request.info1
         vcpu["sw_exit_info_2"] = request.info2
-        page.content[VALID_BITMAP : VALID_BITMAP + 16] = bytes(16)
-        reply = dict(request.regs)
+        if self.reply != "adds":
+            page.content[VALID_BITMAP : VALID_BITMAP + 16] = bytes(16)
         try:
             info1, info2 = self.answer_page(cpu, request, page, gpa)
         except Unregistered:
-            self.end("einval", request.code)
-        else:
-            vcpu["sw_exit_info_1"], vcpu["sw_exit_info_2"] = info1, info2
-            reply = {**request.regs, INFO1: info1, INFO2: info2}
+            self.end("einval", gpa)
+            return
+        vcpu["sw_exit_info_1"], vcpu["sw_exit_info_2"] = info1, info2
+        reply = {**request.regs, INFO1: info1, INFO2: info2}
+        if self.reply == "alone":
+            page.content[:] = bytes(4096)
+        if self.reply != "kvm":
+            for offset in (RAX, RBX, RCX, RDX):
+                if offset not in request.results and not page.is_valid(offset):
+                    del reply[offset]
         for offset, value in reply.items():
             page.store(offset, value)
             page.mark_valid(offset)
@@ -306,23 +374,28 @@ class HostOracle(Processors, Services):
             if self.guest == "snp" and self.vcpus[cpu]["registered_gpa"] != gpa:
                 if self.unregistered == "einval":
                     raise Unregistered
-                raise Malformed(NOT_REGISTERED)
-            check_inputs(
-                request,
-                is_snp=self.guest == "snp",
-                extra=self.extra,
-                xcr0_required=self.xcr0_required,
-                vmpl_in_ap_create=self.vmpl_in_ap_create,
-            )
+                if self.unregistered == "error":
+                    raise Malformed(NOT_REGISTERED)
+                self.vcpus[cpu]["registered_gpa"] = gpa
+            check_inputs(request, self)
             return 0, self.dispatch(cpu, request, page, gpa)
+        except Refused as refusal:
+            reason = refusal.args[0]
+            if (reason == BAD_EVENT and self.unknown_event == "einval") or (
+                reason == MISSING_INPUT and self.missing_input == "einval"
+            ):
+                self.end("einval", request.code)
+            return 2, reason
         except Malformed as refusal:
             return 2, refusal.args[0]
         except Exception13:
+            if self.gp_bare:
+                return 1, 13
             return 1, GP | (0xFFFF_FFFF << 32 if self.gp_sign_extended else 0)
         except Invalid:
             self.end("einval", request.code)
-        except Fault:
-            self.end("efault", request.code)
+        except Fault as fault:
+            self.end("efault", fault.args[0])
         return 0, 0
 
     def vmgexit(self, cpu):
@@ -340,6 +413,9 @@ class HostOracle(Processors, Services):
         ):
             content.store(offset, vcpu[name])
             content.mark_valid(offset)
+        if vcpu["sw_exit_code"] == 0x8000_0013:
+            content.store(RAX, self.sev_features)
+            content.mark_valid(RAX)
         self.page(cpu, content.content, msr)
 
     def dispatch(self, cpu, request, page, gpa):
@@ -351,9 +427,12 @@ class HostOracle(Processors, Services):
             self.end("internal", code)
         elif code == 0x6F:
             self.performance_counter(cpu, request)
+        elif code == 0x87:
+            self.vcpus[cpu]["event_inj"] = INJECT_UD
         elif code == 0x72:
             found = self.look_up(regs[RAX] & U32, regs[RCX] & U32)
             regs[RAX], regs[RBX], regs[RCX], regs[RDX] = found
+            request.results |= {RAX, RBX, RCX, RDX}
         elif code == 0x7B:
             self.io(cpu, request, page, gpa)
         elif code == 0x7C:
@@ -378,6 +457,8 @@ class HostOracle(Processors, Services):
             raise Invalid
         elif code in SNP_ONLY or 0x8000_0014 <= code <= 0x8000_0018:
             return self.dispatch_snp(cpu, request, page, gpa)
+        elif code == 0x8000_0003:
+            self.vcpus[cpu]["nmi_masked"] = 0
         else:
             assert code in WITHOUT_EFFECT
         return 0

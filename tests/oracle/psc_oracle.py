@@ -7,10 +7,10 @@ Descriptor: cur_entry u16 at 0, end_entry u16 (inclusive) at 2, reserved u32, en
 Entry: [11:0] cur_page, [51:12] GFN, [55:52] operation, [56] size (1 = 2 MiB).
 
 OPEN: old KVM looks at entries behind the end of the area too, which is memory of the kernel that
-no model knows. Here a header or an entry that does not lie in the area (to the end of the page;
-INFO2 bytes of memory outside it) is an invalid header, as with the newest KVM.
-OPEN: the GFN of a following entry is compared without wrapping at 40 bits.
-"""
+no model knows. Here a header, or an end_entry that does not lie in the area (to the end of the
+shared buffer; INFO2 bytes of memory outside the page), is an invalid header, as with the newest
+KVM and as ``answer_psc.h`` says. It is found before any entry is looked at, also if the cursor is
+beyond it. OPEN: the GFN of a following entry is compared without wrapping at 40 bits."""
 
 OK = 0
 INVALID_HEADER = 1 << 32 | 1
@@ -56,13 +56,11 @@ def change_page_states(area, map_gpa, max_entries=MAX_ENTRIES):
         return INVALID_HEADER
     while True:
         end = area.number(2, 2)
-        if end >= max_entries:
+        if end >= max_entries or not is_inside(area, end):
             return INVALID_HEADER
         first = area.number(0, 2)
         # step over what is done
         while first <= end:
-            if not is_inside(area, first):
-                return INVALID_HEADER
             start = Entry(area, first)
             if start.cur_page > start.n_pages or start.gfn % start.n_pages:
                 return INVALID_ENTRY
@@ -78,8 +76,6 @@ def change_page_states(area, map_gpa, max_entries=MAX_ENTRIES):
         # add what follows without a gap
         last = first
         while last + 1 <= end:
-            if not is_inside(area, last + 1):
-                return INVALID_HEADER
             following = Entry(area, last + 1)
             if (
                 following.operation != start.operation

@@ -9,7 +9,10 @@ for a reset (``ap_pending``). Two things reset it: an INIT that it accepts, and,
 operation is "on INIT", an update request, which a vCPU takes when it runs or may be woken (halted,
 held). One that was never started or waits for its SIPI takes it when it starts to run. A reset
 without a VMSA leaves the vCPU halted with nothing to run from.
-"""
+
+The words of the core for the same: ``vmsa`` there is ``current`` of the level that runs,
+``next_vmsa`` what is recorded while somebody waits for it, ``vmsa_pending`` 1 for waiting and 2
+for an update request."""
 
 from ghcb_oracle import (
     AP_DESTROY,
@@ -32,6 +35,9 @@ ICR_RESERVED = 0xFFF0_0000 | 0x3_0000 | 1 << 13
 NMI_MODE, INIT_MODE, STARTUP_MODE = 4, 5, 6
 
 
+NO_VMSA = (1 << 64) - 1
+
+
 class Ended(Exception):
     """The VM does not run any more."""
 
@@ -41,6 +47,7 @@ class Level:
 
     def __init__(self, state):
         self.state = state  # "launch", "guest" (one made by AP creation) or "none"
+        self.current = 0  # GPA of the VMSA that it runs from; 0: the one it was launched with
         self.gpa = 0  # recorded by AP creation; 0: none
         self.is_waiting = False  # for a reset, which takes what is recorded
 
@@ -66,6 +73,8 @@ class Processors:
                 "sipi_pending": 0,
                 "sipi_vector": 0,
                 "nmi_pending": 0,
+                "nmi_masked": 0,
+                "event_inj": 0,
                 "entry": "resume",
                 "registered_gpa": 0,
                 "apic_id": cpu,
@@ -94,7 +103,15 @@ class Processors:
         """Return the vCPU, which executed an instruction: no hold lasts longer than that."""
         vcpu = self.still(cpu)
         vcpu["reset_hold"] = "none"
+        self.is_fresh[cpu] = False
         return vcpu
+
+    def cannot_run(self, cpu):
+        """Is there nothing to run from? If so, the run is over."""
+        if self.levels[cpu][self.vcpus[cpu]["vmpl"]].state != "none":
+            return False
+        self.end("einval", NO_VMSA)
+        return True
 
     # -- APIC -----------------------------------------------------------------------------------
 
@@ -110,9 +127,14 @@ class Processors:
         vcpu = self.still(cpu)
         if vcpu["init_pending"]:
             vcpu["init_pending"] = 0
+            vcpu["nmi_pending"] = 0
             if self.install(cpu):
                 self.is_fresh[cpu] = vcpu["vmsa"] == "guest"
-            vcpu["mp_state"] = INIT_RECEIVED
+            if cpu == 0:  # the boot CPU needs no STARTUP
+                vcpu["mp_state"] = RUNNABLE
+                self.run(cpu)
+            else:
+                vcpu["mp_state"] = INIT_RECEIVED
 
     def sipi(self, cpu):
         vcpu = self.still(cpu)
@@ -135,7 +157,6 @@ class Processors:
             if vcpu["reset_hold"] == "msr":
                 vcpu["msr"] = 0x1007
         if self.is_fresh[cpu]:
-            self.is_fresh[cpu] = False
             vcpu["entry"] = "vmsa"
         self.run(cpu)
 
@@ -147,11 +168,15 @@ class Processors:
             self.run(cpu)
 
     def take_nmi(self, cpu):
-        self.vcpus[cpu]["nmi_pending"] = 0
+        vcpu = self.still(cpu)
+        vcpu["nmi_pending"], vcpu["nmi_masked"] = 0, 1
+
+    def has_nmi(self, vcpu):
+        return vcpu["nmi_pending"] and not vcpu["nmi_masked"]
 
     def hlt(self, cpu):
         vcpu = self.running(cpu)
-        if not vcpu["nmi_pending"]:
+        if not self.has_nmi(vcpu):
             vcpu["mp_state"] = HALTED
 
     def shutdown(self, cpu):
@@ -159,7 +184,7 @@ class Processors:
         self.end("shutdown", 0)
 
     def hold(self, vcpu, how):
-        if vcpu["nmi_pending"]:
+        if self.has_nmi(vcpu):
             return
         vcpu["reset_hold"] = how
         vcpu["mp_state"] = AP_RESET_HOLD
@@ -168,6 +193,11 @@ class Processors:
         """NAE event 0x80000015: what writing this x2APIC ICR does."""
         if icr & ICR_RESERVED:
             raise Malformed(BAD_INPUT)
+        if icr >> 8 & 7 not in (NMI_MODE, INIT_MODE, STARTUP_MODE):
+            answer = self.ask("ipi", cpu, icr, True, 0, 1, None)
+            if answer is None or answer[0] != 0:
+                self.end("unmodelled", 0x8000_0015)
+            return
         mode, is_assert, is_level = icr >> 8 & 7, icr >> 14 & 1, icr >> 15 & 1
         for target in self.destinations(cpu, icr):
             if self.vm["event"] != "none":
@@ -224,7 +254,9 @@ class Processors:
             return False
         level.is_waiting = False
         level.state = "guest" if level.gpa else "none"
+        level.current = level.gpa
         vcpu["mp_state"] = RUNNABLE if level.gpa else HALTED
+        vcpu["entry"] = "vmsa" if level.gpa else "resume"
         self.publish(cpu)
         return True
 
@@ -235,14 +267,12 @@ class Processors:
             self.update_requested[cpu] = False
             vcpu["nmi_pending"] = 0  # a reset drops it
             if self.install(cpu):
-                self.is_fresh[cpu] = False
+                self.is_fresh[cpu] = vcpu["mp_state"] == RUNNABLE
                 if vcpu["mp_state"] == HALTED:
                     return
-                vcpu["entry"] = "vmsa"
             self.publish(cpu)
         vcpu["reset_hold"] = "none"
-        if self.levels[cpu][vcpu["vmpl"]].state == "none":
-            self.end("einval", 0)
+        self.cannot_run(cpu)
 
     def request_update(self, cpu):
         self.update_requested[cpu] = True
@@ -261,6 +291,8 @@ class Processors:
             operation &= ~0xF_0000
             if vmpl >= N_VMPLS:
                 raise Malformed(BAD_INPUT)
+        if self.vmpls == "ignored":
+            operation &= 0xFFFF
         targets = [i for i, vcpu in enumerate(self.vcpus) if vcpu["apic_id"] == apic_id]
         if not targets:
             raise Malformed(BAD_INPUT)
@@ -271,7 +303,7 @@ class Processors:
         if operation not in (CREATE_ON_INIT, CREATE, AP_DESTROY):
             raise Malformed(BAD_INPUT)
         if operation != AP_DESTROY:
-            if request.regs[RAX] != self.sev_features:
+            if request.regs[RAX] != self.sev_features and not self.features_loose:
                 raise Malformed(BAD_INPUT)
             self.check_vmsa_address(request.info2)
         level = self.levels[target][0]
@@ -316,6 +348,10 @@ class Processors:
         if vmpl >= N_VMPLS:
             return False
         if vmpl == vcpu["vmpl"]:
+            return True
+        if self.vmpls == "ignored":
+            self.levels[cpu][vmpl] = self.levels[cpu][vcpu["vmpl"]]
+            vcpu["vmpl"] = vmpl
             return True
         level = self.levels[cpu][vmpl]
         if level.is_waiting:
