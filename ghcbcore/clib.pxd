@@ -628,7 +628,7 @@ cdef extern from "ghcbcore/psc.h" nogil:
         uint16_t status
 
     int ghcb_psc_entry_decode(uint64_t raw, ghcb_psc_entry_t *out)
-    void ghcb_psc_entries_decode(const uint8_t *raw, ghcb_psc_entry_t *out, uint64_t n)
+    unsigned int ghcb_psc_entries_decode(const uint8_t *raw, ghcb_psc_entry_t *out, uint64_t n)
     int ghcb_psc_entry_encode(
         uint64_t gfn, uint64_t op, uint64_t size, uint64_t cur_page, uint64_t *raw
     )

@@ -9,7 +9,6 @@ have no name in them, and ``first_reserved`` says whether they are zero. Pages w
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -92,8 +91,16 @@ def as_records(pages: npt.NDArray[np.uint8], dtype: np.dtype[np.void]) -> npt.ND
     return pages.view(dtype)[:, 0]
 
 
-@cache
+_gaps: dict[np.dtype[np.void], npt.NDArray[np.intp]] = {}
+
+
 def _reserved(dtype: np.dtype[np.void]) -> npt.NDArray[np.intp]:
+    if dtype not in _gaps:
+        _gaps[dtype] = _unclaimed(dtype)
+    return _gaps[dtype]
+
+
+def _unclaimed(dtype: np.dtype[np.void]) -> npt.NDArray[np.intp]:
     claimed = np.zeros(dtype.itemsize, dtype=bool)
     _claim(dtype, 0, claimed)
     return np.flatnonzero(~claimed)

@@ -131,30 +131,38 @@ static inline int ghcb_psc_entry_decode(uint64_t raw, ghcb_psc_entry_t *out)
 #if defined(__GNUC__)
 typedef uint64_t ghcb_psc_word_t __attribute__((may_alias, aligned(1)));
 
-/* The loop over ghcb_psc_entry_decode(), compiled once more for processors with wider vectors. */
+/* The loop over ghcb_psc_entry_decode(), compiled once more for processors with wider vectors.
+ * Returns the second words or-ed together: which flags there are at all. */
 #define GHCB_PSC_LOOP(name)                                                                        \
-    static inline void name(const uint8_t *raw, ghcb_psc_entry_t *out, uint64_t n)                 \
+    static inline uint64_t name(const uint8_t *raw, ghcb_psc_entry_t *out, uint64_t n)             \
     {                                                                                              \
         const ghcb_psc_word_t *from = (const ghcb_psc_word_t *)raw;                                \
         ghcb_psc_word_t *restrict to = (ghcb_psc_word_t *)out;                                     \
+        uint64_t seen = 0;                                                                         \
                                                                                                    \
         for (uint64_t i = 0; i < n; i++) {                                                         \
-            uint64_t word = from[i];                                                               \
+            uint64_t word = from[i], rest = ghcb_psc_entry_rest(word);                             \
                                                                                                    \
             to[2 * i] = word >> GHCB_PSC_ENTRY_GFN_SHIFT & GHCB_PSC_BITS(GFN);                     \
-            to[2 * i + 1] = ghcb_psc_entry_rest(word);                                             \
+            to[2 * i + 1] = rest;                                                                  \
+            seen |= rest;                                                                          \
         }                                                                                          \
+        return seen;                                                                               \
     }
 #else
 #define GHCB_PSC_LOOP(name)                                                                        \
-    static inline void name(const uint8_t *raw, ghcb_psc_entry_t *out, uint64_t n)                 \
+    static inline uint64_t name(const uint8_t *raw, ghcb_psc_entry_t *out, uint64_t n)             \
     {                                                                                              \
+        uint64_t seen = 0;                                                                         \
+                                                                                                   \
         for (uint64_t i = 0; i < n; i++) {                                                         \
             uint64_t word;                                                                         \
                                                                                                    \
             memcpy(&word, raw + i * GHCB_PSC_ENTRY_SIZE, sizeof(word));                            \
             ghcb_psc_entry_decode(word, &out[i]);                                                  \
+            seen |= ghcb_psc_entry_rest(word);                                                     \
         }                                                                                          \
+        return seen;                                                                               \
     }
 #endif
 GHCB_PSC_LOOP(ghcb_psc_entries_portably)
@@ -163,15 +171,25 @@ __attribute__((target("avx2"))) GHCB_PSC_LOOP(ghcb_psc_entries_avx2)
 #endif
 #undef GHCB_PSC_LOOP
 
-static inline void ghcb_psc_entries_decode(const uint8_t *raw, ghcb_psc_entry_t *out, uint64_t n)
+/* Take n entries apart; return the flags of all of them together. */
+static inline unsigned int ghcb_psc_entries_decode(const uint8_t *raw, ghcb_psc_entry_t *out,
+                                                   uint64_t n)
 {
 #if defined(__x86_64__) && defined(__GNUC__)
-    if (__builtin_cpu_supports("avx2")) {
-        ghcb_psc_entries_avx2(raw, out, n);
-        return;
-    }
+    if (__builtin_cpu_supports("avx2"))
+        return (uint16_t)(ghcb_psc_entries_avx2(raw, out, n) >> GHCB_PSC_AT(flags));
 #endif
-    ghcb_psc_entries_portably(raw, out, n);
+    return (uint16_t)(ghcb_psc_entries_portably(raw, out, n) >> GHCB_PSC_AT(flags));
+}
+
+/* The first entry of i to n with one of these faults, or GHCB_PSC_NO_ENTRY. */
+static inline unsigned int ghcb_psc_first(const ghcb_psc_entry_t *entries, unsigned int i,
+                                          unsigned int n, unsigned int faults)
+{
+    for (; i < n; i++)
+        if (entries[i].flags & faults)
+            return i;
+    return GHCB_PSC_NO_ENTRY;
 }
 
 static inline int ghcb_psc_entry_encode(uint64_t gfn, uint64_t op, uint64_t size, uint64_t cur_page,
@@ -203,7 +221,7 @@ static inline int ghcb_psc_decode(const uint8_t *buffer, uint64_t n_bytes,
                                   ghcb_psc_header_t *header, ghcb_psc_entry_t *entries)
 {
     uint64_t room = (n_bytes - GHCB_PSC_OFF_ENTRIES) / GHCB_PSC_ENTRY_SIZE;
-    unsigned int i, n, whole, seen = 0, bad = GHCB_PSC_NO_ENTRY, kvm_bad = GHCB_PSC_NO_ENTRY;
+    unsigned int i, n, whole, before, seen, bad = GHCB_PSC_NO_ENTRY, kvm_bad = GHCB_PSC_NO_ENTRY;
     unsigned int flags;
 
     memcpy(&header->cur_entry, buffer + GHCB_PSC_OFF_CUR_ENTRY, 2);
@@ -211,19 +229,24 @@ static inline int ghcb_psc_decode(const uint8_t *buffer, uint64_t n_bytes,
     memcpy(&header->reserved, buffer + GHCB_PSC_OFF_RESERVED, 4);
     n = header->end_entry < GHCB_PSC_MAX_ENTRIES ? header->end_entry + 1u : GHCB_PSC_MAX_ENTRIES;
     whole = room < n ? (unsigned int)room : n;
-    ghcb_psc_entries_decode(buffer + GHCB_PSC_OFF_ENTRIES, entries, whole);
+    before = header->cur_entry < whole ? header->cur_entry : whole;
+    ghcb_psc_entries_decode(buffer + GHCB_PSC_OFF_ENTRIES, entries, before);
+    seen = ghcb_psc_entries_decode(buffer + GHCB_PSC_OFF_ENTRIES +
+                                       before * (uint64_t)GHCB_PSC_ENTRY_SIZE,
+                                   entries + before, whole - before) &
+           GHCB_PSC_ENTRY_FAULTS;
     i = whole;
     if (i < GHCB_PSC_MAX_ENTRIES)
         memset(&entries[i], 0, (GHCB_PSC_MAX_ENTRIES - i) * sizeof(*entries));
     for (; i < GHCB_PSC_MAX_ENTRIES; i++)
         entries[i].flags = i < n ? GHCB_PSC_FLAG_CUT : GHCB_PSC_FLAG_UNUSED;
-    for (i = n; i-- > header->cur_entry;) { /* from the end, so that the first one stays */
-        unsigned int faults = entries[i].flags & GHCB_PSC_ENTRY_FAULTS;
-
-        seen |= faults;
-        bad = faults ? i : bad;
-        kvm_bad = faults & (GHCB_PSC_FLAG_CUR_PAGE | GHCB_PSC_FLAG_ALIGN) ? i : kvm_bad;
-    }
+    if (whole < n && header->cur_entry < n)
+        seen |= GHCB_PSC_FLAG_CUT;
+    if (seen)
+        bad = ghcb_psc_first(entries, header->cur_entry, n, GHCB_PSC_ENTRY_FAULTS);
+    if (seen & (GHCB_PSC_FLAG_CUR_PAGE | GHCB_PSC_FLAG_ALIGN))
+        kvm_bad = ghcb_psc_first(entries, header->cur_entry, n,
+                                 GHCB_PSC_FLAG_CUR_PAGE | GHCB_PSC_FLAG_ALIGN);
     flags = (header->reserved ? GHCB_PSC_FLAG_HEADER_RESERVED : 0) |
             (header->end_entry >= GHCB_PSC_MAX_ENTRIES ? GHCB_PSC_FLAG_END : 0) |
             (header->cur_entry > header->end_entry ? GHCB_PSC_FLAG_EMPTY : 0);
