@@ -3,8 +3,8 @@
 Both sides do the same work: every field of the page, which fields the bitmap marks, the event, what
 a request lacks by the rule of required inputs, gaps that are not zero; of a buffer the header and
 every entry with what is wrong with it. The numpy side goes by columns: a view of the pages for
-each field, tables by event. The pages are of eight events that a booting guest sends, one in 16
-lacks an input.
+each field, tables by event. The pages are of all events that KVM takes from SEV-ES guests; one in
+16 lacks an input.
 
 Sizes: 1 page or buffer; 64 (in the cache); 4096, 16 MiB of pages, which leaves it.
 """
