@@ -128,7 +128,7 @@ class Summary:
     def _named(self, which: int) -> dict[str, int]:
         """Return how many exits (0) or other events (1) by name, the most frequent first."""
         names, counts = self.reader.scanner.names, self.reader.pairer.name_counts()[which]
-        found = {name: int(n) for name, n in zip(names, counts, strict=False) if n}
+        found = {_printable(name): int(n) for name, n in zip(names, counts, strict=False) if n}
         return dict(sorted(found.items(), key=lambda pair: (-pair[1], pair[0])))
 
     def _vms(self) -> tuple[int, bool]:
@@ -180,7 +180,7 @@ class Summary:
         """Return what fits into a mail."""
         found = self.as_json()
         forms = ", ".join(found["forms"]) or "no event of KVM"
-        out = [f"{name}: {what}; {forms}"]
+        out = [f"{_printable(name)}: {what}; {forms}"]
         span = found["span_ns"]
         took = f", {(span[1] - span[0]) / 1e9:.6f} s" if span else ", without times"
         out.append(
@@ -242,6 +242,11 @@ def _as_json(finding: Finding) -> dict[str, Any]:
         "source": finding.rule.source,
         "words": finding.words,
     }
+
+
+def _printable(text: str) -> str:
+    """A trace and its name may hold anything; what is printed must not move a terminal's cursor."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _quantile(counts: Array, part: float, kind: Kind) -> int:

@@ -8,6 +8,7 @@ import pytest
 from ghcbcore._cffi import lib
 from ghcbcore.exchange import EXCHANGE_DTYPE, Pairer
 from ghcbcore.trace import LINE_DTYPE, Scanner, format_lines
+from pysev.trace import Summary, TraceReader
 from pysev.trace.lint import REASONS
 
 EVENT = "vcpu 3, exit_reason 7b, exit_info1 3f80211, exit_info2 0"
@@ -165,6 +166,17 @@ def test_exits_and_other_events_are_counted_by_name():
     assert [scanner.names[d] for d in found["detail"]] == ["npf", "EXIT_NPF", "page_fault"]
     assert found[["a", "b", "c"]].tolist()[:2] == [(1, 2, 3)] * 2
     assert found["vcpu"].tolist() == [0, lib.GHCB_TRACE_NO_VCPU, 7]
+
+
+def test_a_name_from_a_trace_cannot_move_the_cursor():
+    reader = TraceReader()
+    summary = Summary(reader)
+    bad = b"x-1 [0] 1.0: kvm_exit: vcpu 0 reason \x1b[2J rip 0x1 info1 0x2 info2 0x3\n"
+    for batch in reader.batches([bad]):
+        summary.look(batch)
+    summary.finish()
+    assert "exits: \\x1b[2J 1\n" in summary.as_text("a\x07b", "text")
+    assert summary.as_text("a\x07b", "text").startswith("a\\x07b: text")
 
 
 def test_names_beyond_their_number_are_one():
