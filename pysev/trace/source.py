@@ -66,7 +66,7 @@ class Source:
             return None
 
     def pieces(self) -> Iterator[memoryview]:
-        """Give the text piece by piece; each is overwritten by the next.
+        """Give the text piece by piece, as it comes; each is overwritten by the next.
 
         Raises
         ------
@@ -74,7 +74,8 @@ class Source:
             What is packed cannot be unpacked.
         """
         buffer = memoryview(bytearray(PIECE_BYTES))
-        read = cast(Any, self._stream).readinto
+        # what a pipe has by now, not a whole piece: somebody may be watching
+        read = cast(Any, self._stream).readinto1
         while n := self._read(read, buffer):
             yield buffer[:n]
 
