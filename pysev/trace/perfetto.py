@@ -83,7 +83,15 @@ class Perfetto:
 
     def _meta(self, what: str, process: int, thread: int, name: str) -> bytes:
         return self._line(
-            {"name": what, "ph": "M", "pid": process, "tid": thread, "args": {"name": name}}
+            # some readers want a time with everything
+            {
+                "name": what,
+                "ph": "M",
+                "ts": 0,
+                "pid": process,
+                "tid": thread,
+                "args": {"name": name},
+            }
         )
 
     def _line(self, event: dict[str, Any]) -> bytes:
