@@ -7,6 +7,7 @@ not always both:
   registration and preferred GPA of a guest that is not SNP), ends with the first.
 - A page-state change by the MSR protocol goes to user space: the second line shows the request
   unchanged, result 0; what user space answered is never seen.
+- What ends the VM has no answer.
 - An AP that is held by the page protocol gets its second line when STARTUP or NMI wakes it, one
   held by the MSR protocol at once, data 0.
 - A GHCB MSR of 0 is not traced at all.
@@ -40,7 +41,12 @@ _WAKES = (lib.GHCB_CALL_SIPI, lib.GHCB_CALL_NMI)
 
 
 def lines_of_events(
-    events: Array, *, first_pid: int = FIRST_PID, first_line: int = 1, start_ns: int = 0
+    events: Array,
+    *,
+    first_pid: int = FIRST_PID,
+    first_line: int = 1,
+    start_ns: int = 0,
+    ended: bool = False,
 ) -> Array:
     """Return the lines that KVM would have traced, as records.
 
@@ -55,6 +61,8 @@ def lines_of_events(
         Number of the first line.
     start_ns : int
         Is added to every time.
+    ended : bool
+        The VM does not run any more: if the last event is a VMGEXIT, that ended it, unanswered.
 
     Returns
     -------
@@ -74,6 +82,8 @@ def lines_of_events(
     page = asks & (code == 0)
     held = page & (events["sw_exit_code"] == lib.GHCB_NAE_AP_RESET_HOLD)
     second = asks & ~held & ~_ends(events, code, page)
+    if ended:
+        second[-1:] = False
     woken, by = _woken(events, asks, held)
     # two slots an event: its request; its answer, or that of the hold that it ends
     source = np.repeat(np.arange(len(events)), 2)

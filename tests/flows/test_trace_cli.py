@@ -324,7 +324,7 @@ def test_run_writes_its_trace_to_a_pipe(pysev_in):
     )
 
 
-def test_a_termination_of_a_run_is_found_in_its_trace(pysev_in):
+def test_a_run_that_is_lost_is_traced_as_far_as_it_came(pysev_in):
     first = pysev_in("run", "sev-es-kexec/legacy-sev-es", "--cpus", "4", "--trace", "-")
     assert first.returncode == 1
     done = pysev_in("trace", "-", "--json", stdin=first.stdout)

@@ -146,6 +146,18 @@ def test_a_port_without_a_device_is_not_answered():
     assert x["flags"] & EXIT
 
 
+def test_what_ended_the_vm_is_not_answered():
+    events = made((0, VMGEXIT, (0x72, 0, 0), (0, 0)), (1, VMGEXIT, (0x6E, 0, 0), (0, 0)))
+    assert len(lines_of_events(events)) == 4
+    assert lines_of_events(events, ended=True)["kind"].tolist() == [
+        lib.GHCB_TRACE_NAE_ENTER,
+        lib.GHCB_TRACE_NAE_EXIT,
+        lib.GHCB_TRACE_NAE_ENTER,
+    ]
+    shut_down = made((0, VMGEXIT, 2, 1), (0, lib.GHCB_CALL_SHUTDOWN, 0, 0))
+    assert len(lines_of_events(shut_down, ended=True)) == 2
+
+
 def test_an_msr_of_zero_is_not_traced():
     assert len(lines_of_events(made((0, VMGEXIT, 0, 0)))) == 0
     assert len(lines_of_events(np.zeros(0, EVENT_DTYPE))) == 0
