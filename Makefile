@@ -98,7 +98,7 @@ test-all:
 bench: build $(VENV)/stamp-test
 	$(VENV)/bin/pytest benchmarks $(PYTEST_FLAGS)
 
-fuzz:
+fuzz: build
 	@PYTHON='$(PYTHON)' tools/fuzz $(FUZZ_SECONDS)
 
 # --- every check on: its own environment, its own build folders
