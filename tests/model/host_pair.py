@@ -300,13 +300,16 @@ class Pair:
     rest are arguments that ``Profile`` and the oracle share.
     """
 
+    world = World
+
     def __init__(
         self, guest="sev_es", n=1, *, rules=(), extra=(), kinds=None, seed=0, without=(), **common
     ):
         self.guest, self.n = guest, n
         self.ours_world = self.theirs_world = None
         if kinds is not None:
-            self.ours_world, self.theirs_world = World(seed, kinds), World(seed, kinds)
+            self.ours_world = self.world(seed, kinds)
+            self.theirs_world = self.world(seed, kinds)
         if "run_vmpl" in extra:
             rules = {*rules, "AP_VMPL"}  # the core knows one VMSA for each vCPU
         msr = [code for name in extra for code in EXTRAS[name][0]] + list(KVM_MSR_FUNCTIONS)
@@ -315,6 +318,15 @@ class Pair:
         switches = {}
         for name in sorted(rules, key=lambda name: name in BEATEN.values()):
             switches |= SWITCHES[name]
+        common.setdefault("sev_features", int(guest == "snp"))
+        self.description = {
+            "guest": GUESTS[guest],
+            "max_version": common.get("max_version", 2),
+            "sev_features": common["sev_features"],
+            "rules": sum(1 << rule_of(name) for name in rules),
+            "msr": msr,
+            "nae": nae,
+        }
         profile = Profile(
             guest=GUESTS[guest],
             rules=[rule_of(name) for name in rules],
@@ -325,7 +337,6 @@ class Pair:
         # the device is kept by the host; the world keeps what was asked
         world = self.ours_world.core() if self.ours_world else None
         self.host = Host(profile, n, world)
-        common.setdefault("sev_features", int(guest == "snp"))
         self.model = oracle.HostOracle(
             guest=guest,
             n=n,
