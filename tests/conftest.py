@@ -1,4 +1,4 @@
-"""What all tests share: where the oracles and their helpers are, how hard Hypothesis tries, and what CI refuses.
+"""What all tests share: where oracles and helpers are, how hard Hypothesis tries, what CI refuses.
 
 ``HYPOTHESIS_PROFILE`` is ``dev`` (default), ``ci`` or ``nightly``. With ``CI=true`` every profile
 but the nightly one is derandomised, so that a run says something about the commit alone, and a

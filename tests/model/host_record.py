@@ -1,7 +1,7 @@
 """Histories of a ``Pair`` written down, so that ``host_driver.c`` can replay them.
 
-A recorded pair compared the core with the oracle at every step. A driver of unchanged headers does what
-the core did; one of changed headers that comes to another checksum differs from the oracle.
+A recorded pair compared the core with the oracle at every step. A driver of unchanged headers does
+what the core did; one of changed headers that comes to another checksum differs from the oracle.
 """
 
 import struct

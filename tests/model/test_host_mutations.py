@@ -1,4 +1,4 @@
-"""A wrong rule in the host's headers does not pass: each line is changed once, and somebody sees it.
+"""A wrong rule in the host's headers does not pass: each line is changed once and somebody sees it.
 
 Recorded histories, at every step of which the core and the oracle agreed, are replayed by a small
 program of changed headers. If it comes to another result than with unchanged ones, the comparison
