@@ -223,7 +223,7 @@ static inline void ghcb_answer_msr(const ghcb_host_t *host, ghcb_vcpu_t *vcpu)
 typedef struct ghcb_nae {
     uint64_t code, info1, info2, scratch;
     uint64_t rax, rbx, rcx, rdx, rsi;
-    uint64_t xcr0, cpl, usage;
+    uint64_t cpl, usage;
     uint64_t valid[2];
     uint64_t results; /* GHCB_INPUT_*: registers that the answer carries */
 } ghcb_nae_t;
@@ -957,7 +957,6 @@ static inline void ghcb_page_read(const uint8_t *page, ghcb_nae_t *nae)
     nae->rbx = marked & GHCB_INPUT_RBX ? ghcb_page_get(page, GHCB_OFF_RBX) : 0;
     nae->rcx = marked & GHCB_INPUT_RCX ? ghcb_page_get(page, GHCB_OFF_RCX) : 0;
     nae->rdx = marked & GHCB_INPUT_RDX ? ghcb_page_get(page, GHCB_OFF_RDX) : 0;
-    nae->xcr0 = marked & GHCB_INPUT_XCR0 ? ghcb_page_get(page, GHCB_OFF_XCR0) : 0;
     nae->cpl = marked & GHCB_INPUT_CPL ? page[GHCB_OFF_CPL] : 0;
     nae->rsi = ghcb_valid_test(nae->valid, GHCB_VALID_RSI) ? ghcb_page_get(page, GHCB_OFF_RSI) : 0;
     memcpy(&usage, page + GHCB_OFF_GHCB_USAGE, sizeof(usage));

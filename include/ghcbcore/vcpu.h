@@ -34,7 +34,6 @@ static inline void ghcb_vcpu_take_vmsa(ghcb_vcpu_t *vcpu)
         vcpu->mp_state = GHCB_MP_HALTED;
         vcpu->entry = GHCB_ENTRY_RESUME;
     } else {
-        vcpu->mp_state = GHCB_MP_RUNNABLE;
         vcpu->entry = GHCB_ENTRY_VMSA;
     }
 }
