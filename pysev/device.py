@@ -70,7 +70,11 @@ class Device:
     def ext_guest_request(
         self, request_gpa: int, response_gpa: int, data_gpa: int, n_pages: int
     ) -> tuple[int, int] | None:
-        """Return what ``guest_request`` does, and rbx: how many pages the certificates need."""
+        """Return what ``guest_request`` does, and rbx: how many pages the certificates need.
+
+        Only requests for a report come here. Without this method they are given an empty table of
+        certificates and go to ``guest_request``, as all other messages do.
+        """
         raise NotImplementedError
 
     def ipi(self, cpu: int, icr: int) -> bool | None:
