@@ -8,16 +8,17 @@ enum { MEMORY_PAGES = 34, MAX_VCPUS = 4 };
 static const uint64_t memory_gpa = 0x90000;
 
 static FILE *in;
-static uint32_t sum;
-static uint64_t seed, n_answers, n_steps;
+static uint64_t sum, seed, n_answers, n_steps;
 static uint8_t memory[MEMORY_PAGES * 4096];
 
 static void add(const void *data, uint64_t n_bytes)
 {
     const uint8_t *at = data;
 
-    for (uint64_t i = 0; i < n_bytes; i++)
-        sum = (sum ^ at[i]) * 16777619u;
+    for (; n_bytes >= 8; n_bytes -= 8, at += 8)
+        sum = ghcb_fault_word(sum ^ ghcb_load64(at), 0);
+    for (; n_bytes; n_bytes--)
+        sum = ghcb_fault_word(sum ^ *at++, 1);
 }
 
 static int get(void *data, size_t n_bytes)
@@ -89,7 +90,7 @@ static void replay(void)
     ghcb_host_t host = {&profile, &vm, vcpus, vcpus + 1, sizeof(vcpus[0]), number(), &device};
     uint8_t page[4096];
 
-    sum = 2166136261u;
+    sum = 0;
     n_answers = n_steps = 0;
     profile.guest = number();
     profile.min_version = 1;
@@ -143,6 +144,9 @@ static void replay(void)
         case 3:
             ((uint64_t *)vcpu)[a] = b;
             continue;
+        case 5:
+            memcpy(memory + a, &b, sizeof(b));
+            continue;
         default:
             vm.event = vm.event_data = 0;
             continue;
@@ -153,7 +157,7 @@ static void replay(void)
         add(vcpus, host.n_vcpus * sizeof(vcpus[0]));
     }
     add(memory, sizeof(memory));
-    printf("%08x ", sum);
+    printf("%llx ", (unsigned long long)sum);
     for (uint64_t i = 0; i < host.n_vcpus * GHCB_VCPU_WORDS; i++)
         printf("%llx ", (unsigned long long)((uint64_t *)vcpus)[i]);
     printf("\n");

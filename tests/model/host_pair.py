@@ -130,6 +130,8 @@ class World:
         self.seed, self.kinds, self.refusals = seed, frozenset(kinds), refusals
         self.asked, self.n_answers = [], 0
         self.bytes = bytearray(Random(seed).randbytes(MEMORY_END - MEMORY))
+        for page in range(0, 0x3000, 0x1000):  # messages that ask for a report, and others
+            self.bytes[page + 0x34] = 5 if seed >> page // 0x1000 & 1 else 1
 
     def core(self):
         kinds = [KINDS[kind] for kind in sorted(self.kinds - {"memory"})]
@@ -392,6 +394,12 @@ class Pair:
 
     def register(self, cpu, gpa):
         self.write(cpu, registered_gpa=gpa)
+
+    def put(self, gpa, data):
+        """The guest writes to its memory, if there is any."""
+        for world in (self.ours_world, self.theirs_world):
+            if world:
+                world.bytes[gpa - MEMORY : gpa - MEMORY + len(data)] = data
 
     def go_on(self):
         """User space lets the VM go on, whatever happened."""

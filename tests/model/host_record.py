@@ -28,7 +28,9 @@ class DriverWorld(World):
 
     def __init__(self, seed, kinds):
         super().__init__(seed, kinds)
-        self.page = Random(seed).randbytes(4096)
+        page = bytearray(Random(seed).randbytes(4096))
+        page[0x34] = 5 if seed % 2 else 1  # a message that asks for a report, or another
+        self.page = bytes(page)
         self.bytes = bytearray(self.page * ((MEMORY_END - MEMORY) // 4096))
 
     def answer(self, n_bytes):
@@ -81,6 +83,13 @@ class Recorded(Pair):
         for name in fields:
             value = int(self.host.vcpus[name][cpu])
             self.record += words(3, cpu, VCPU_DTYPE.names.index(name), value)
+
+    def put(self, gpa, data):
+        super().put(gpa, data)
+        for at in range(0, len(data), 8):
+            self.record += words(
+                5, 0, gpa + at - MEMORY, int.from_bytes(data[at : at + 8], "little")
+            )
 
     def go_on(self):
         super().go_on()

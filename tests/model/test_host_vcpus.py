@@ -123,13 +123,13 @@ class HostMachine(RuleBasedStateMachine):
 TestHostMachine = HostMachine.TestCase
 TestHostMachine.settings = settings(stateful_step_count=40, max_examples=60)
 
-STEPS = ["init", "sipi", "nmi", "hlt", "send_init", "send_sipi", "take_nmi", "start"]
-SEV_ES_STEPS = ["hold", "hold", "msr", "complete", "ipi"]
-SNP_STEPS = ["create", "create", "create", "destroy", "on_init"]
+STEPS = ["init", "sipi", "nmi", "hlt", "send_init", "send_sipi", "take_nmi", "start", "shutdown"]
+SEV_ES_STEPS = ["hold", "hold", "msr", "complete", "ipi", "stray"]
+SNP_STEPS = ["create", "create", "create", "destroy", "on_init", "create_from_record"]
 
 
 def history(pair, rng, n):
-    """Sends a pair through ``n`` steps that lead somewhere."""
+    """Send a pair through ``n`` steps that lead somewhere."""
     steps = STEPS + (SEV_ES_STEPS if pair.guest != "plain" else [])
     steps += SNP_STEPS if pair.guest == "snp" else []
     for cpu in range(pair.n):
@@ -149,6 +149,18 @@ def history(pair, rng, n):
             for offset in (CODE, INFO1, INFO2):
                 page.mark_valid(offset)
             pair.page(cpu, page.content, GPA)
+        elif step == "stray":  # a page that an SNP guest did not register
+            if rng.random() < 0.5:
+                pair.page(cpu, ap_creation(1, 0, 0x5000), 0x8000)
+            else:
+                fields = {"sw_exit_code": 0x89, "sw_exit_info_1": 7, "sw_exit_info_2": 8}
+                pair.write(cpu, msr=0x8000, **fields)
+                pair.call(cpu, "vmgexit")
+        elif step == "create_from_record":
+            info1 = rng.randrange(pair.n) << 32 | rng.randrange(3)
+            fields = {"sw_exit_code": 0x8000_0013, "sw_exit_info_1": info1}
+            pair.write(cpu, msr=GPA, sw_exit_info_2=0x6000, **fields)
+            pair.call(cpu, "vmgexit")
         elif step == "msr":
             pair.msr(cpu, rng.choice([0, 0x080, 0xFFF]))
         elif step == "ipi":

@@ -178,6 +178,14 @@ def test_ignored_io_reaches_no_device_and_reads_zeros():
         assert field(page, "RAX") == rax
 
 
+def test_an_event_that_a_profile_has_and_no_rule_answers_ends_the_run():
+    host = CoreHost(Profile(guest=lib.GHCB_GUEST_SNP, nae_events=[lib.GHCB_NAE_HV_TIMER]), 1)
+    host.vcpus["registered_gpa"] = GPA
+    host.page(0, page_of(lib.GHCB_NAE_HV_TIMER), GPA)
+    wanted = (lib.GHCB_EVENT_UNMODELLED, lib.GHCB_NAE_HV_TIMER)
+    assert (host.vm["event"][0], host.vm["event_data"][0]) == wanted
+
+
 def test_an_unregistered_page_that_ends_the_run_is_not_answered():
     host, page = core(registered=0), page_of(lib.GHCB_NAE_CPUID, 5, 6, rax=0xD, rcx=0, xcr0=1)
     host.page(0, page, GPA)
