@@ -134,6 +134,8 @@ def history(pair, rng, n):
     steps += SNP_STEPS if pair.guest == "snp" else []
     for cpu in range(pair.n):
         pair.register(cpu, GPA)
+    for what in ("send_init", "init", "send_sipi", "sipi") * 2:
+        pair.call(1, what)  # the second time it is not launched
     for _ in range(n):
         cpu, step = rng.randrange(pair.n), rng.choice(steps)
         if step == "start":

@@ -273,6 +273,15 @@ def test_a_report_without_certificates_gets_an_empty_table(has_certs):
     assert field(page, "RBX") == (4 if has_certs else 2)
 
 
+def test_a_device_that_does_not_say_how_many_pages_leaves_rbx():
+    device = core_device.Device([lib.GHCB_ACCESS_EXT_GUEST_REQUEST], lambda *_: 0)
+    host = CoreHost(Profile(guest=lib.GHCB_GUEST_SNP), 1, device)
+    host.vcpus["registered_gpa"] = GPA
+    page = KINDS["ext_guest_request"][0].copy()
+    host.page(0, page, GPA)
+    assert (field(page, "SW_EXIT_INFO_2"), field(page, "RBX")) == (0, 2)
+
+
 def test_an_extended_request_of_another_message_is_a_plain_one_and_keeps_rbx():
     device = everything()
     device.write_memory(0x9034, bytes([lib.SNP_MSG_KEY_REQ]))
