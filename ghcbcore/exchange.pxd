@@ -34,7 +34,8 @@ cdef class Pairer:
     cdef uint16_t version
     cdef bint snp
     cdef Py_ssize_t next_open
-    cdef uint64_t keys[256]
+    cdef uint64_t *keys  # two for each kind: is it a page's, and its code
+    cdef object _keys
     cdef uint16_t slots[1024]
     cdef Py_ssize_t n_kinds
     cdef object _bins

@@ -110,6 +110,9 @@ cdef class Pairer:
         self._stats = _np.zeros((clib.GHCB_EXCHANGE_N_KINDS, N_STATS), _np.uint64)
         cdef uint64_t[:, ::1] stats = self._stats
         self.stats = &stats[0, 0]
+        self._keys = _np.zeros((clib.GHCB_EXCHANGE_N_KINDS, 2), _np.uint64)
+        cdef uint64_t[:, ::1] keys = self._keys
+        self.keys = &keys[0, 0]
         self._line_counts = _np.zeros(256, _np.uint64)
         cdef uint64_t[::1] line_counts = self._line_counts
         self.by_kind = &line_counts[0]

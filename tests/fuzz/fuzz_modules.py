@@ -1,24 +1,25 @@
 """The compiled modules themselves, through their Python interfaces, under libFuzzer.
 
-``tools/fuzz`` builds them with sanitizers and calls this with the fuzzer's own arguments. One byte of
-the input says which of the functions below gets the rest.
+``tools/fuzz`` builds them with sanitizers and calls this with the fuzzer's own arguments. One byte
+of the input says which of the functions below gets the rest.
 """
 
+import contextlib
 import os
 import sys
 
 os.environ.pop("LD_PRELOAD", None)  # is for this process, not for those that it starts
 
-import fuzzdriver  # noqa: E402
-import numpy as np  # noqa: E402
+import fuzzdriver
+import numpy as np
 
-from ghcbcore import errors, ghcb, msr, psc, rmp  # noqa: E402
-from ghcbcore._cffi import lib  # noqa: E402
-from ghcbcore.device import Device  # noqa: E402
-from ghcbcore.exchange import EXCHANGE_DTYPE, Pairer  # noqa: E402
-from ghcbcore.host import Host  # noqa: E402
-from ghcbcore.profile import Profile  # noqa: E402
-from ghcbcore.trace import LINE_DTYPE, Scanner  # noqa: E402
+from ghcbcore import errors, ghcb, msr, psc, rmp
+from ghcbcore._cffi import lib
+from ghcbcore.device import Device
+from ghcbcore.exchange import EXCHANGE_DTYPE, Pairer
+from ghcbcore.host import Host
+from ghcbcore.profile import Profile
+from ghcbcore.trace import LINE_DTYPE, Scanner
 
 LINE = b"  qemu-%d  [003] d..1.  %d.%06d: kvm_vmgexit_%s: vcpu %d, %s\n"
 
@@ -123,10 +124,8 @@ def host(data):
         lambda: h.msr_batch(cpus, np.frombuffer(data[: 8 * n], np.uint64)),
         lambda: h.call(next(feed, 0) % 3, next(feed, 0) % 10),
     ):
-        try:
+        with contextlib.suppress(errors.SevError):
             call()
-        except errors.SevError:
-            pass
 
 
 TARGETS = (trace, codecs, host)

@@ -100,6 +100,10 @@ def test_more_kinds_than_there_is_room_for_become_one():
     assert len(kinds) == lib.GHCB_EXCHANGE_N_KINDS
     assert kinds[-1].code is None and kinds[-1].n == 1000 - len(kinds) + 1
     assert [kind.code for kind in kinds[:-1]] == list(range(7, 7 + len(kinds) - 1))
+    _, pairer = paired(np.concatenate([lines, lines]), 100)  # each is found again
+    assert [kind[:3] for kind in pairer.kinds()[:-1]] == [
+        (kind[0], kind[1], 2) for kind in kinds[:-1]
+    ]
 
 
 def test_many_vcpus_of_many_threads_are_kept_apart():
