@@ -14,19 +14,8 @@
 #include <ghcbcore/host.h>
 #include <ghcbcore/hostile.h>
 #include <ghcbcore/nae.h>
+#include <ghcbcore/psc.h>
 #include <string.h>
-
-static inline uint64_t ghcb_psc_field(uint64_t entry, unsigned int shift, unsigned int width)
-{
-    return entry >> shift & ((UINT64_C(1) << width) - 1);
-}
-#define GHCB_PSC_GET(entry, field)                                                               \
-    ghcb_psc_field(entry, GHCB_PSC_ENTRY_##field##_SHIFT, GHCB_PSC_ENTRY_##field##_WIDTH)
-
-static inline uint64_t ghcb_psc_status(uint64_t klass, uint64_t detail)
-{
-    return klass << GHCB_PSC_STATUS_CLASS_SHIFT | detail << GHCB_PSC_STATUS_DETAIL_SHIFT;
-}
 
 /* Ask for a range, with the attributes of KVM_HC_MAP_GPA_RANGE. 0: granted. */
 static inline int ghcb_host_map(const ghcb_host_t *host, uint64_t cpu, uint64_t gpa,
@@ -75,11 +64,28 @@ static inline uint64_t ghcb_load64(const uint8_t *at)
     return value;
 }
 
+static inline uint64_t ghcb_psc_entry_at(const uint8_t *entries, uint16_t i)
+{
+    return ghcb_load64(entries + (uint64_t)i * GHCB_PSC_ENTRY_SIZE);
+}
+
+/* All pages of an entry are done: say so in it. */
+static inline void ghcb_psc_entry_finish(uint8_t *entries, uint16_t i)
+{
+    uint64_t raw = ghcb_psc_entry_at(entries, i);
+    ghcb_psc_entry_t entry;
+
+    ghcb_psc_entry_decode(raw, &entry);
+    raw = (raw & ~GHCB_PSC_MASK(CUR_PAGE)) |
+          (uint64_t)entry.n_pages << GHCB_PSC_ENTRY_CUR_PAGE_SHIFT;
+    memcpy(entries + (uint64_t)i * GHCB_PSC_ENTRY_SIZE, &raw, sizeof(raw));
+}
+
 /* Carry out the descriptor of `n_bytes` at `psc`; return INFO2. The cursor in it moves. */
 static inline uint64_t ghcb_psc_carry_out(const ghcb_host_t *host, uint64_t cpu, uint8_t *psc,
                                           uint64_t n_bytes)
 {
-    const uint64_t failed = ghcb_psc_status(GHCB_PSC_CLASS_GENERIC, 0);
+    const uint64_t failed = GHCB_PSC_STATUS(GHCB_PSC_CLASS_GENERIC, 0);
     uint8_t *entries = psc + GHCB_PSC_OFF_ENTRIES;
     uint16_t cursor, end;
     uint64_t word;
@@ -87,59 +93,43 @@ static inline uint64_t ghcb_psc_carry_out(const ghcb_host_t *host, uint64_t cpu,
     if (!ghcb_host_asks(host, GHCB_ACCESS_MAP_GPA))
         return failed;
     if (n_bytes < GHCB_PSC_OFF_ENTRIES)
-        return ghcb_psc_status(GHCB_PSC_CLASS_INVALID, GHCB_PSC_INVALID_HEADER);
+        return GHCB_PSC_STATUS(GHCB_PSC_CLASS_INVALID, GHCB_PSC_INVALID_HEADER);
     for (;;) {
-        uint64_t first, gfn, n_pages, op, size, done;
+        ghcb_psc_entry_t first, entry;
         uint16_t next;
 
         cursor = ghcb_load16(psc + GHCB_PSC_OFF_CUR_ENTRY);
         end = ghcb_load16(psc + GHCB_PSC_OFF_END_ENTRY);
         if (end >= GHCB_PSC_MAX_ENTRIES ||
             GHCB_PSC_OFF_ENTRIES + ((uint64_t)end + 1) * GHCB_PSC_ENTRY_SIZE > n_bytes)
-            return ghcb_psc_status(GHCB_PSC_CLASS_INVALID, GHCB_PSC_INVALID_HEADER);
+            return GHCB_PSC_STATUS(GHCB_PSC_CLASS_INVALID, GHCB_PSC_INVALID_HEADER);
         if (cursor > end)
             return 0;
         if (ghcb_fault_happens(host, GHCB_FAULT_PARTIAL_PSC, &word))
             return 0;
-        first = ghcb_load64(entries + (uint64_t)cursor * GHCB_PSC_ENTRY_SIZE);
-        gfn = GHCB_PSC_GET(first, GFN);
-        op = GHCB_PSC_GET(first, OP);
-        size = GHCB_PSC_GET(first, SIZE);
-        done = GHCB_PSC_GET(first, CUR_PAGE);
-        n_pages = size == GHCB_PSC_SIZE_2M ? GHCB_PSC_PAGES_2M : GHCB_PSC_PAGES_4K;
-        if (done > n_pages || gfn % n_pages)
-            return ghcb_psc_status(GHCB_PSC_CLASS_INVALID, GHCB_PSC_INVALID_ENTRY);
+        if (ghcb_psc_entry_decode(ghcb_psc_entry_at(entries, cursor), &first) &
+            (GHCB_PSC_FLAG_CUR_PAGE | GHCB_PSC_FLAG_ALIGN))
+            return GHCB_PSC_STATUS(GHCB_PSC_CLASS_INVALID, GHCB_PSC_INVALID_ENTRY);
         next = cursor + 1;
-        if (done < n_pages) {
-            const uint64_t head = gfn;
+        if (first.cur_page < first.n_pages) {
             /* what is left of a 2 MiB entry is handled, and merged, as pages of 4 KiB */
-            const uint64_t left_size = done ? GHCB_PSC_SIZE_4K : size;
-            const uint64_t step = left_size == GHCB_PSC_SIZE_2M ? GHCB_PSC_PAGES_2M : 1;
+            const uint8_t size = first.cur_page ? GHCB_PSC_SIZE_4K : first.size;
+            uint64_t n_pages = first.n_pages - first.cur_page;
 
-            gfn += done;
-            n_pages -= done;
             while (next <= end) {
-                uint64_t entry = ghcb_load64(entries + (uint64_t)next * GHCB_PSC_ENTRY_SIZE);
-
-                if (GHCB_PSC_GET(entry, OP) != op || GHCB_PSC_GET(entry, GFN) != head + n_pages ||
-                    GHCB_PSC_GET(entry, CUR_PAGE) || GHCB_PSC_GET(entry, SIZE) != left_size)
+                ghcb_psc_entry_decode(ghcb_psc_entry_at(entries, next), &entry);
+                if (entry.op != first.op || entry.gfn != first.gfn + n_pages || entry.cur_page ||
+                    entry.size != size)
                     break;
-                n_pages += step;
+                n_pages += entry.n_pages;
                 next++;
             }
-            if ((op == GHCB_PSC_OP_PRIVATE || op == GHCB_PSC_OP_SHARED) &&
+            if ((first.op == GHCB_PSC_OP_PRIVATE || first.op == GHCB_PSC_OP_SHARED) &&
                 (ghcb_fault_happens(host, GHCB_FAULT_REFUSED_FEATURE, &word) ||
-                 ghcb_psc_map(host, cpu, gfn, n_pages, op, size)))
+                 ghcb_psc_map(host, cpu, first.gfn + first.cur_page, n_pages, first.op, first.size)))
                 return failed;
-            for (uint16_t i = cursor; i < next; i++) {
-                uint8_t *at = entries + (uint64_t)i * GHCB_PSC_ENTRY_SIZE;
-                uint64_t entry = ghcb_load64(at);
-
-                entry &= ~((UINT64_C(1) << GHCB_PSC_ENTRY_CUR_PAGE_WIDTH) - 1);
-                entry |= GHCB_PSC_GET(entry, SIZE) == GHCB_PSC_SIZE_2M ? GHCB_PSC_PAGES_2M
-                                                                      : GHCB_PSC_PAGES_4K;
-                memcpy(at, &entry, sizeof(entry));
-            }
+            for (uint16_t i = cursor; i < next; i++)
+                ghcb_psc_entry_finish(entries, i);
         }
         memcpy(psc + GHCB_PSC_OFF_CUR_ENTRY, &next, sizeof(next));
     }

@@ -25,7 +25,10 @@ import ghcbcore
 
 INCLUDE = Path(ghcbcore.get_include())
 DRIVER = Path(__file__).with_name("host_driver.c")
-HEADERS = ("answer.h", "answer_psc.h", "vcpu.h")
+HEADERS = (
+    *("answer.h", "answer_exit.h", "answer_io.h", "answer_msr.h", "answer_psc.h", "answer_snp.h"),
+    "vcpu.h",
+)
 ALL = (*KINDS, "memory")
 CPUID = [
     (0x8000_001F, 0, 1, 2, 3, 4),
