@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from functools import cache
 from typing import Any
 
 from ._cffi import ffi as _ffi
@@ -16,6 +15,7 @@ _PRIMITIVE = {
     "uint32_t": ctypes.c_uint32,
     "uint64_t": ctypes.c_uint64,
 }
+_made: list[type[ctypes.Structure]] = []  # once: two structures would be two types
 
 
 def _type_of(c: Any) -> Any:
@@ -28,12 +28,14 @@ def _type_of(c: Any) -> Any:
     return _PRIMITIVE[c.cname]
 
 
-@cache
 def ops_structure() -> type[ctypes.Structure]:
     """Return ``ghcb_ops_t`` of ``ghcbcore/ops.h`` as a ctypes structure; sizes are compared."""
+    if _made:
+        return _made[0]
     c = _ffi.typeof("ghcb_ops_t")
     fields = [(name, _type_of(field.type)) for name, field in c.fields]
     structure = type("ghcb_ops_t", (ctypes.Structure,), {"_fields_": fields})
     if ctypes.sizeof(structure) != _ffi.sizeof(c):
         raise TypeError("ghcb_ops_t has another size in ctypes than in C")
+    _made.append(structure)
     return structure
