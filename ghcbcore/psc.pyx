@@ -10,6 +10,8 @@ Units: ``gfn`` counts 4 KiB pages; ``cur_page`` counts those of its entry that a
 Source: GHCB NAE 0x80000010.
 """
 
+from operator import index as _index
+
 import numpy as np
 
 from libc.stdint cimport uint8_t, uint64_t
@@ -179,12 +181,16 @@ def decode_entries(const uint64_t[::1] raw not None, out=None):
 cdef _operand(value, str name):
     """Return a contiguous uint64 array; what does not fit 64 bits is refused by name."""
     array = np.asarray(value)
+    if array.dtype.kind == "f":  # of [1, 2**63] numpy makes floats
+        array = np.asarray(value, dtype=object)
+    if array.dtype.kind == "O" and array.size:
+        for i, one in enumerate(array.flat):
+            if not isinstance(one, (int, np.integer)) or isinstance(one, bool):
+                raise TypeError(f"{name}[{i}] is {type(one).__name__}, not an integer")
+            if one < 0 or int(one) >> 64:
+                raise _errors.OutOfRange(f"{name}[{i}] = {one:#x} does not fit 64 bits")
+        array = array.astype(np.uint64)
     if array.dtype.kind not in "iu" and array.size:
-        if array.dtype.kind == "O" and all(isinstance(one, int) for one in array.flat):
-            i, one = next(
-                (i, one) for i, one in enumerate(array.flat) if one < 0 or one >> 64
-            )
-            raise _errors.OutOfRange(f"{name}[{i}] = {one:#x} does not fit 64 bits")
         raise TypeError(f"{name} has dtype {array.dtype}, not integers")
     if array.ndim > 1:
         raise ValueError(f"{name} has {array.ndim} dimensions, must have one or none")
@@ -286,6 +292,7 @@ def encode(gfn, op, size=0, cur_page=0, *, cur_entry=0):
         raise _errors.OutOfRange(
             f"{len(entries)} entries: a buffer holds 1 to {clib.GHCB_PSC_MAX_ENTRIES}"
         )
+    cur_entry = _index(cur_entry)
     if not 0 <= cur_entry <= 0xFFFF:
         raise _errors.OutOfRange(f"cur_entry = {cur_entry:#x} does not fit 16 bits")
     out = np.zeros(clib.GHCB_SHARED_BUFFER_SIZE, np.uint8)

@@ -207,7 +207,7 @@ cdef _refuse(int status, str where):
     _errors.raise_status(status, f"{where}: {text}")
 
 
-def encode(records, layout="raw"):
+def encode(const clib.ghcb_rmp_t[::1] records not None, layout="raw"):
     """Put entries together: the inverse of ``decode``.
 
     Parameters
@@ -232,17 +232,16 @@ def encode(records, layout="raw"):
     Releases the GIL.
     """
     cdef bint is_arch = _is_arch(layout)
-    cdef const clib.ghcb_rmp_t[::1] rows = records
-    cdef Py_ssize_t i = 0, n = rows.shape[0]
+    cdef Py_ssize_t i = 0, n = records.shape[0]
     cdef int status = clib.GHCB_OK
     result = np.empty((n, 2), np.uint64)
     cdef uint64_t[:, ::1] words = result
     with nogil:
         for i in range(n):
             if is_arch:
-                status = clib.ghcb_rmp_encode_arch(&rows[i], &words[i, 0], &words[i, 1])
+                status = clib.ghcb_rmp_encode_arch(&records[i], &words[i, 0], &words[i, 1])
             else:
-                status = clib.ghcb_rmp_encode(&rows[i], &words[i, 0], &words[i, 1])
+                status = clib.ghcb_rmp_encode(&records[i], &words[i, 0], &words[i, 1])
             if status != clib.GHCB_OK:
                 break
     if status != clib.GHCB_OK:
@@ -257,18 +256,26 @@ def encode_one(entry, layout="raw"):
     ------
     OutOfRange, Unaligned
         As ``encode`` does; also for a number that its field of ``RMP_DTYPE`` cannot hold.
+    TypeError
+        A field is not an integer.
+    ValueError
+        ``entry`` has not as many fields as an ``Entry``.
 
     Examples
     --------
     >>> [hex(word) for word in encode_one(Entry(assigned=1, immutable=1, asid=1, gpa=0x1000))]
     ['0x8000000001005', '0x0']
     """
+    if len(entry) != len(_FIELDS):
+        raise ValueError(f"an entry of {len(entry)} fields, must have {len(_FIELDS)}")
     record = np.zeros(1, RMP_DTYPE)
-    for name, value in zip(_FIELDS, entry, strict=True):
-        try:
-            record[0][name] = value
-        except (OverflowError, ValueError) as error:
-            raise _errors.OutOfRange(f"{name} = {value:#x}: {error}") from None
+    for name, value in zip(_FIELDS, entry):
+        # numpy would take 4096.7, "4096" and, of its own kinds, what does not fit
+        number = _u64(value, name)
+        if number >> 8 * RMP_DTYPE[name].itemsize:
+            bits = 8 * RMP_DTYPE[name].itemsize
+            raise _errors.OutOfRange(f"{name} = {number:#x} does not fit {bits} bits")
+        record[0][name] = number
     low, high = encode(record, layout)[0].tolist()
     return low, high
 
