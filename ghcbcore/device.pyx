@@ -53,15 +53,16 @@ cdef class Device:
     """
 
     def __init__(self, kinds, access=None, memory=None):
-        self.c.self = <void *> self
-        self.c.kinds = 0
+        cdef uint64_t wanted = 0
         for kind in kinds:
             n = _index(kind)
             if not 0 <= n < clib.GHCB_ACCESS_END:
                 raise _errors.OutOfRange(f"kinds: {n} is not in 0..{clib.GHCB_ACCESS_END - 1}")
-            self.c.kinds |= <uint64_t> 1 << <int> n
-        if self.c.kinds and access is None:
+            wanted |= <uint64_t> 1 << <int> n
+        if wanted and access is None:
             raise TypeError("access: kinds without a function that answers them")
+        self.c.self = <void *> self
+        self.c.kinds = wanted
         self._access = access
         self._memory = memory
         self.c.access = NULL
@@ -77,9 +78,10 @@ cdef class Device:
 
         ``owner`` is kept alive as long as the device; whoever has the address answers for the rest.
         """
-        cdef uintptr_t at = address
-        if at == 0:
-            raise _errors.OutOfRange("address 0: no device is there")
+        number = _index(address)
+        if not 0 < number < 1 << 8 * sizeof(uintptr_t):
+            raise _errors.OutOfRange(f"address {number:#x}: no device is there")
+        cdef uintptr_t at = number
         cdef Device device = Device(())
         device.c = (<ghcb_device_t *> at)[0]
         device._owner = owner

@@ -21,9 +21,11 @@ cdef class Host:
     cdef readonly object vcpus
     cdef readonly Device device
     cdef shared_t shared
+    cdef object _memory  # of vm and vcpus
     cdef object __weakref__
 
     cdef int settle(self, int status, str where, Py_ssize_t i) except -1
+    cdef int exists(self) except -1
     cdef int _enter(self, Py_ssize_t cpu) except -1
 
 

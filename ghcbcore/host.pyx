@@ -213,9 +213,17 @@ cdef void forget_owner(object capsule) noexcept:
         Py_DECREF(<object> owner)
 
 
-cdef uint64_t u64(number) except? 0:
+cdef uint64_t u64(number, str name) except? 0:
     # by itself Cython would take 2.7 for 2
-    return _index(number)
+    found = _index(number)
+    if found < 0 or found >> 64:
+        raise _errors.OutOfRange(f"{name} {found:#x}: does not fit 64 bits")
+    return found
+
+
+cdef fixed_zeros(n, dtype):
+    # a view: an array that owns its memory can be told to resize it, and C code has its address
+    return _np.zeros(n * dtype.itemsize, dtype=_np.uint8).view(dtype)
 
 
 @cython.final
@@ -259,12 +267,16 @@ cdef class Host:
             raise _errors.OutOfRange(f"n_vcpus {n_vcpus}: 1 to {clib.GHCB_MAX_CPUS} are possible")
         if self.vm is not None:
             raise _errors.StateConflict("this host exists already")
+        if profile.cpuid is None:
+            raise _errors.StateConflict("profile: its __init__ has failed, or was never called")
+        state, slots = fixed_zeros(1, VM_DTYPE), fixed_zeros(n_vcpus, VCPU_DTYPE)
+        cdef ghcb_vm_t[::1] vm = state
+        cdef ghcb_vcpu_t[::1] vcpus = slots
         self.profile = profile
         self.device = device
-        self.vm = _np.zeros(1, dtype=VM_DTYPE)
-        self.vcpus = _np.zeros(n_vcpus, dtype=VCPU_DTYPE)
-        cdef ghcb_vm_t[::1] vm = self.vm
-        cdef ghcb_vcpu_t[::1] vcpus = self.vcpus
+        self.vm = state
+        self.vcpus = slots
+        self._memory = state.base, slots.base
         self.shared.host.profile = &profile.c
         self.shared.host.vm = &vm[0]
         self.shared.host.first = &vcpus[0]
@@ -299,7 +311,13 @@ cdef class Host:
     @property
     def event(self):
         """``vm["event"]``: 0 while the VM runs, then ``GHCB_EVENT_*``."""
+        self.exists()
         return self.shared.host.vm.event
+
+    cdef int exists(self) except -1:
+        if self.shared.host.vm == NULL:
+            raise _errors.StateConflict("this host does not exist: its __init__ has failed")
+        return 0
 
     def msr(self, Py_ssize_t cpu, value):
         """VMGEXIT with ``value`` in the GHCB MSR; return the MSR after it.
@@ -307,7 +325,7 @@ cdef class Host:
         A value whose low 12 bits are zero names a page: use ``page``. 0 stays 0, as in KVM.
         """
         cdef uint64_t answer = 0
-        cdef uint64_t request = u64(value)
+        cdef uint64_t request = u64(value, "msr")
         cdef int status = self._enter(cpu)
         if status == clib.GHCB_OK:
             status = one_msr(&self.shared, <uint64_t> cpu, request, &answer)
@@ -372,7 +390,7 @@ cdef class Host:
         The page is not kept. A STARTUP that ends a hold asked for by page answers in
         ``vcpus["sw_exit_info_2"]``; whoever has the page copies it there.
         """
-        cdef uint64_t address = u64(gpa)
+        cdef uint64_t address = u64(gpa, "gpa")
         cdef int status
         if page.shape[0] != clib.GHCB_PAGE_SIZE:
             raise _errors.OutOfRange(f"page of {page.shape[0]} bytes; a GHCB has {clib.GHCB_PAGE_SIZE}")
@@ -423,7 +441,7 @@ cdef class Host:
 
     def call(self, Py_ssize_t cpu, function):
         """Apply one of ``GHCB_CALL_*`` to a vCPU: what its APIC or its processor does."""
-        cdef uint64_t number = u64(function)
+        cdef uint64_t number = u64(function, "function")
         cdef int status
         if number >= clib.GHCB_CALL_END:
             raise _errors.OutOfRange(f"function {number}: there are {clib.GHCB_CALL_END}")
@@ -441,6 +459,7 @@ cdef class Host:
 
         It keeps the host alive.
         """
+        self.exists()
         capsule = PyCapsule_New(&self.shared.ops, clib.GHCB_OPS_CAPSULE, forget_owner)
         Py_INCREF(self)
         PyCapsule_SetContext(capsule, <void *> self)
@@ -451,6 +470,7 @@ cdef class Host:
         """``Interface`` whose ``ops`` is a ``ghcb_ops_t *`` of ``ghcbcore._cffi``."""
         from ghcbcore._cffi import ffi
 
+        self.exists()
         address = <uintptr_t> &self.shared.ops
         return Interface(self, address, ffi.cast("ghcb_ops_t *", address))
 
@@ -459,5 +479,6 @@ cdef class Host:
         """``Interface`` whose ``ops`` is a ``ctypes.Structure`` with the same fields."""
         from ghcbcore.foreign import ops_structure
 
+        self.exists()
         address = <uintptr_t> &self.shared.ops
         return Interface(self, address, ops_structure().from_address(address))

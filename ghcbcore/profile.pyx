@@ -72,6 +72,17 @@ cdef uint64_t within(name, value, low, high) except? 0:
     return number
 
 
+cdef cpuid_rows(entries):
+    # numpy would take 1.5 for 1
+    rows = []
+    for i, entry in enumerate(entries):
+        row = tuple([within(f"cpuid[{i}]", value, 0, (1 << 32) - 1) for value in entry])
+        if len(row) != len(CPUID_DTYPE):
+            raise ValueError(f"cpuid[{i}]: {len(row)} numbers, must be {len(CPUID_DTYPE)}")
+        rows.append(row)
+    return rows
+
+
 @cython.final
 cdef class Profile:
     """Profile(*, guest=..., min_version=1, max_version=2, c_bit=51, hv_features=3, \
@@ -94,7 +105,7 @@ fault_rate=1)\n--\n
     msr_functions, nae_events : iterable of int, optional
         Codes of the requests that the host knows. Default: ``KVM_MSR_FUNCTIONS``, ``KVM_NAE_EVENTS``.
     cpuid : sequence of (function, index, eax, ebx, ecx, edx)
-        What CPUID answers; everything else is answered with zeros. A function that is listed
+        Integers of 32 bits. What CPUID answers; everything else is answered with zeros. A function that is listed
         once, with index 0, has no sub-leaves: it is answered whatever the index is.
     faults : iterable of int
         ``GHCB_FAULT_*``: what goes wrong, one time in ``fault_rate``.
@@ -109,6 +120,10 @@ fault_rate=1)\n--\n
         A value does not fit.
     UnknownCode
         A code is not a request of the protocol.
+    ValueError
+        An entry of ``cpuid`` does not have six numbers.
+    StateConflict
+        ``__init__`` was called again: hosts use the profile as it is.
     """
 
     def __init__(
@@ -128,6 +143,8 @@ fault_rate=1)\n--\n
         fault_seed=0,
         fault_rate=1,
     ):
+        if self.cpuid is not None:
+            raise _errors.StateConflict("this profile exists already")
         guest, min_version, max_version = _index(guest), _index(min_version), _index(max_version)
         if guest not in (clib.GHCB_GUEST_PLAIN, clib.GHCB_GUEST_SEV_ES, clib.GHCB_GUEST_SNP):
             raise _errors.OutOfRange(f"guest {guest}: no such kind")
@@ -135,9 +152,9 @@ fault_rate=1)\n--\n
             raise _errors.OutOfRange(f"versions {min_version}..{max_version}: not a range in 1..65535")
         if sev_features is None:
             sev_features = 1 if guest == clib.GHCB_GUEST_SNP else 0
-        self.cpuid = _np.array([tuple(entry) for entry in cpuid], dtype=CPUID_DTYPE)
-        self.cpuid.flags.writeable = False
-        cdef const ghcb_cpuid_entry_t[::1] table = self.cpuid
+        rows = _np.array(cpuid_rows(cpuid), dtype=CPUID_DTYPE)
+        rows.flags.writeable = False
+        cdef const ghcb_cpuid_entry_t[::1] table = rows
         self.c.guest = guest
         self.c.min_version = min_version
         self.c.max_version = max_version
@@ -156,6 +173,9 @@ fault_rate=1)\n--\n
         self.c.faults = bits("faults", faults, clib.GHCB_FAULT_END)
         self.c.fault_seed = within("fault_seed", fault_seed, 0, (1 << 64) - 1)
         self.c.fault_rate = within("fault_rate", fault_rate, 1, (1 << 32) - 1)
+        # a view: nobody can resize it, and the hosts have its address
+        self.cpuid = rows.view()
+        self._table = rows
 
     @property
     def guest(self):
