@@ -7,7 +7,8 @@ A stream is text if its beginning is printable; then it is one of
 - a dump with offsets: ``xxd``, ``hexdump -C``, ``hexdump``, ``od -t x1`` and so on. Groups of one
   byte, or after the colon of ``xxd`` any groups, are bytes in order; wider groups of the others
   are numbers of that width, lowest byte first. A line ``*`` repeats the line before it. Offsets
-  must follow each other.
+  must follow each other. ``xxd -e`` looks like ``xxd``, and is refused where the characters beside
+  the digits give it away.
 
 Anything else is raw bytes. ``#`` starts a comment line. Memory does not grow with the input.
 """
@@ -240,6 +241,8 @@ def _with_offsets(stream: IO[bytes], first: bytes, is_xxd: bool) -> Iterator[byt
 
 
 def _is_at(text: bytes, base: int, done: int, starred: bool, step: int) -> bool:
+    if not _HEX.fullmatch(text):  # int() takes signs and underscores
+        return False
     try:
         at = int(text, base)
     except ValueError:
@@ -258,6 +261,16 @@ def _repeated(line: bytes, n_bytes: int, number: int) -> Iterator[bytes]:
         n_lines -= n
 
 
+def _shows(beside: bytes, data: bytes) -> bool:
+    """Whether these are the characters that xxd shows beside the digits of ``data``."""
+    return beside == bytes(b if 0x20 <= b < 0x7F else 0x2E for b in data)
+
+
+def _swapped(groups: list[bytes]) -> bytes:
+    """Return the bytes of groups that are numbers, lowest byte first."""
+    return b"".join(bytes.fromhex(group.decode())[::-1] for group in groups if len(group) % 2 == 0)
+
+
 def _split_line(text: bytes, is_xxd: bool, number: int) -> tuple[bytes, bytes | None]:
     """Return the offset and the bytes of one line, None where there is an offset alone."""
     if is_xxd:
@@ -269,7 +282,11 @@ def _split_line(text: bytes, is_xxd: bool, number: int) -> tuple[bytes, bytes | 
         joined = b"".join(digits.split())
         if not _HEX.fullmatch(joined) or len(joined) % 2:
             raise BadWord(f"line {number}: not hexadecimal: {_short(digits)}")
-        return match[1], bytes.fromhex(joined.decode())
+        data = bytes.fromhex(joined.decode())
+        beside = match[2][-len(data) :]
+        if not _shows(beside, data) and _shows(beside, _swapped(digits.split())):
+            raise BadWord(f"line {number}: made by xxd -e: use xxd, or xxd -p")
+        return match[1], data
     offset, *groups = text.partition(b"|")[0].split()
     if not groups:
         return offset, None

@@ -38,6 +38,10 @@ __all__ = [
 ]
 
 
+MAX_RANGES = 12
+"""No more ranges of vectors stand on one line."""
+
+
 def _page(data: bytes) -> Any:
     return np.frombuffer(data, dtype=np.uint8)[np.newaxis]
 
@@ -76,14 +80,15 @@ def _vectors(words: Any, first: int) -> list[int]:
 
 
 def _ranges(numbers: list[int]) -> str:
-    """Return ``32, 48-50``."""
+    """Return ``32, 48-50``, of many ranges the first."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][1] + 1:
             runs[-1][1] = number
         else:
             runs.append([number, number])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+    shown = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs[:MAX_RANGES])
+    return shown + (f" and {len(runs) - MAX_RANGES} more ranges" if len(runs) > MAX_RANGES else "")
 
 
 def explain_doorbell(data: bytes) -> Explanation:

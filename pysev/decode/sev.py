@@ -6,7 +6,7 @@ from ghcbcore._cffi import lib
 from ghcbcore.layouts import set_bits
 from pysev.tables.sev import STATUS_BITS
 
-from .explanation import ExplainedField, Explanation
+from .explanation import ExplainedField, Explanation, bit_ranges
 from .kinds import Kind
 
 __all__ = ["KINDS", "explain_sev_features", "explain_sev_status", "feature_names"]
@@ -16,15 +16,18 @@ SHIFT = lib.SEV_STATUS_FEATURES_SHIFT
 
 
 def feature_names(features: int) -> str:
-    """Return the names of the bits of SEV_FEATURES, ``none`` for 0; a bit without one as ``bit n``.
+    """Return the names of the bits of SEV_FEATURES, ``none`` for 0; ``bits [63:40]`` without one.
 
     Examples
     --------
     >>> feature_names(0x21)
     'sev_snp, debug_swap'
     """
-    rows = ((bit, _BY_BIT.get(bit + SHIFT)) for bit in set_bits(features))
-    return ", ".join(row.name if row else f"bit {bit}" for bit, row in rows) or "none"
+    rows = [(bit, _BY_BIT.get(bit + SHIFT)) for bit in set_bits(features)]
+    names = [row.name for _, row in rows if row]
+    if unknown := sum(1 << bit for bit, row in rows if not row):
+        names.append(f"bits {bit_ranges(unknown)}")
+    return ", ".join(names) or "none"
 
 
 def explain_sev_status(value: int) -> Explanation:
@@ -55,13 +58,12 @@ def explain_sev_features(value: int) -> Explanation:
 def _explain(value: int, title: str, kind: str, shift: int) -> Explanation:
     rows = [(bit, _BY_BIT.get(bit + shift)) for bit in set_bits(value)]
     known = [row for _, row in rows if row]
-    unknown = [str(bit) for bit, row in rows if not row]
+    unknown = sum(1 << bit for bit, row in rows if not row)
     must = [row.name for row in known if row.must]
     names = {row.name for row in known}
     findings = []
     if unknown:
-        noun = "bit" if len(unknown) == 1 else "bits"
-        findings.append(f"reserved {noun} {', '.join(unknown)} must be zero")
+        findings.append(f"reserved bits {bit_ranges(unknown)} must be zero ({unknown:#x} is set)")
     if not shift:
         for upper, lower in (("sev_es", "sev"), ("sev_snp", "sev_es")):
             if upper in names and lower not in names:

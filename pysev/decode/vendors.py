@@ -35,6 +35,9 @@ __all__ = ["owner", "register", "register_file", "registered", "words"]
 MAX_TEXT = 200
 """No name or text is longer."""
 
+MAX_FILE_BYTES = 1 << 20
+"""No file of codes is longer: one that is, is something else, or has no end."""
+
 _WIDTHS = {"msr": 12, "nae": 64, "usage": 32, "termination": 12, "malformed": 64}
 _KEYS = {"space", "code", "name", "owner", "what", "source"}
 _rows: dict[tuple[str, int], VendorCode] = {(row.space, row.code): row for row in VENDOR_CODES}
@@ -111,13 +114,17 @@ def register_file(path: str) -> int:
     Raises
     ------
     ValueError
-        ``FILE: code 2: ...``; the file is no TOML or a row cannot be.
+        ``FILE: code 2: ...``; the file is no TOML, is longer than 1 MiB, or a row cannot be.
     OSError
         It cannot be read.
     """
+    with Path(path).open("rb") as stream:
+        data = stream.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise ValueError(f"{path}: longer than {MAX_FILE_BYTES} bytes")
     try:
-        found = tomllib.loads(Path(path).read_bytes().decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        found = tomllib.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from None
     tables: Any = found.get("code")
     if set(found) != {"code"} or not isinstance(tables, list):

@@ -13,7 +13,7 @@ import numpy as np
 from ghcbcore._cffi import lib
 from ghcbcore.layouts import VMSA_DTYPE, as_records, bits_of, first_reserved, set_bits
 
-from .explanation import ExplainedField, Explanation
+from .explanation import ExplainedField, Explanation, bit_ranges
 from .kinds import Kind
 from .sev import feature_names
 
@@ -38,12 +38,15 @@ _BITS = {register: _names_of(register) for register in ("efer", "cr0", "cr4", "r
 
 def _bit_names(register: str, value: int) -> str:
     names = _BITS[register]
+    level = 0
     if register == "rflags":
         level = bits_of(value, lib.SEV_RFLAGS_IOPL, 2)
         value -= level << lib.SEV_RFLAGS_IOPL
-        said = [names.get(b, f"bit {b}") for b in set_bits(value) if b != lib.SEV_RFLAGS_FIXED]
-        return " ".join([*said, *([f"IOPL={level}"] if level else [])])
-    return " ".join(names.get(b, f"bit {b}") for b in set_bits(value))
+        value &= ~(1 << lib.SEV_RFLAGS_FIXED)
+    said = [names[b] for b in set_bits(value) if b in names]
+    if unknown := sum(1 << b for b in set_bits(value) if b not in names):
+        said.append(f"bits {bit_ranges(unknown)}")
+    return " ".join([*said, *([f"IOPL={level}"] if level else [])])
 
 
 def _attribute(value: int, name: str) -> int:
@@ -189,7 +192,7 @@ def _sentence(record: Any) -> str:
         mode = "64-bit mode" if long_mode and code64 else "protected mode"
         if long_mode and not code64:
             mode = "compatibility mode"
-    linear = int(record["cs"]["base"]) + int(record["rip"])
+    linear = bits_of(int(record["cs"]["base"]) + int(record["rip"]), 0, 64)
     return f"VMPL {int(record['vmpl'])}, {mode}, next instruction at {linear:#x}"
 
 

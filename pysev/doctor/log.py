@@ -107,21 +107,39 @@ class _Checked(_Raw):
 
 
 class _Xz:
-    """An xz file, with a bound on the memory that its beginning may ask for."""
+    """An xz file, with a bound on the memory that its beginning may ask for.
+
+    Like gzip's, it may be several files one behind the other, with zeros between them.
+    """
 
     def __init__(self, stream: IO[bytes]) -> None:
         self.stream = stream
+        self.held = b""
         self.unpack = lzma.LZMADecompressor(memlimit=XZ_MEMORY)
 
     def read(self, size: int) -> bytes:
-        while not self.unpack.eof:
-            packed = self.stream.read(PIECE_BYTES) if self.unpack.needs_input else b""
-            if self.unpack.needs_input and not packed:
-                raise EOFError("it ends too early")
+        while not self.unpack.eof or self.next_one():
+            packed, self.held = self.held, b""
+            if not packed and self.unpack.needs_input:
+                packed = self.stream.read(PIECE_BYTES)
+                if not packed:
+                    raise EOFError("it ends too early")
             data = self.unpack.decompress(packed, size)
             if data:
                 return data
         return b""
+
+    def next_one(self) -> bool:
+        """Begin the next packed file, if there is one; say whether."""
+        rest = self.unpack.unused_data.lstrip(b"\0")
+        while not rest:
+            piece = self.stream.read(PIECE_BYTES)
+            if not piece:
+                return False
+            rest = piece.lstrip(b"\0")
+        self.unpack = lzma.LZMADecompressor(memlimit=XZ_MEMORY)
+        self.held = rest
+        return True
 
 
 def lines_of(stream: IO[bytes], counts: Counts) -> Iterator[Line]:

@@ -374,7 +374,9 @@ def test_sev_status_prints_what_linux_prints():
     assert got.sentence == "SEV SEV-ES SEV-SNP vTom ReflectVC AI DebugSwap NoHostIBS"
     assert "vtom, reflect_vc, alternate_injection, debug_swap" in got.remarks[0]
     assert "prevent_host_ibs" not in got.remarks[0]
-    assert kind_of("sev-status").explain(1 << 19).findings == ("reserved bit 19 must be zero",)
+    assert kind_of("sev-status").explain(1 << 19).findings == (
+        "reserved bits [19] must be zero (0x80000 is set)",
+    )
     assert kind_of("sev-status").explain(4).malformed
     assert kind_of("sev-features").explain(1 << 21).sentence == "IBPBOnEntry"
 
