@@ -225,10 +225,8 @@ def _trace(arguments: argparse.Namespace) -> int:
     from .trace.command import main_trace
     from .trace.export import FORMATS
 
-    exports = [(how, getattr(arguments, how)) for how in FORMATS if getattr(arguments, how)]
-    to = [path for _, path in exports]
-    if len(set(to)) < len(to):
-        raise _UsageError("trace: two exports to one place")
+    given = [(how, getattr(arguments, how)) for how in FORMATS]
+    exports = [(how, path) for how, path in given if path is not None]
     stdin = _stdin() if arguments.file == "-" else None
     return main_trace(arguments.file, json=arguments.json, exports=exports, stdin=stdin)
 
@@ -252,6 +250,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from .report import run_text
     from .scenarios import find
     from .simulate import run
+    from .trace.export import refuse_same_place
     from .trace.recorder import open_recorder
 
     scenario = find(arguments.scenario)
@@ -265,8 +264,8 @@ def _run(arguments: argparse.Namespace) -> int:
     machine = Machine.of(arguments.cpus, memory, jump_table=scenario.jump_table)
     if arguments.repeat < 1:
         raise _UsageError(f"--repeat {arguments.repeat}: must be at least 1")
-    if arguments.trace is not None and arguments.trace == arguments.perfetto:
-        raise _UsageError("run: --trace and --perfetto to one place")
+    to = [path for path in (arguments.trace, arguments.perfetto) if path is not None]
+    refuse_same_place("run", to, arguments.memmap)
     flow = scenario.build(machine)
     verdicts: dict[str, int] = {}
     with open_recorder(arguments.trace, arguments.perfetto) as recorder:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json as _json
+import signal
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import IO, Any
 
-from .export import Exporter, open_exporter
-from .reader import TraceReader
-from .source import Source, open_source
+from .export import Exporter, open_exporter, refuse_same_place
+from .reader import Batch, TraceReader
+from .source import BrokenTrace, Source, open_source
 from .summary import Summary
 
 __all__ = ["main_trace"]
@@ -51,6 +53,47 @@ class _Progress:
             sys.stderr.flush()
 
 
+class _Interrupts:
+    """Lets Ctrl-C end the reading, not the writing: what was read so far is still summed up.
+
+    A second one ends everything.
+    """
+
+    def __init__(self) -> None:
+        self._n_asked = 0
+        self._reading = self._told = False
+        self._before: Any = None
+
+    def __enter__(self) -> _Interrupts:
+        default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if default and threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _ask(self, *_: object) -> None:
+        self._n_asked += 1
+        if self._n_asked > 1:
+            raise KeyboardInterrupt
+        if self._reading:
+            self._told = True
+            raise KeyboardInterrupt
+
+    def next(self, batches: Iterator[Batch]) -> Batch | None:
+        """Return the next batch, None after the last; ``KeyboardInterrupt`` comes from here."""
+        if self._n_asked and not self._told:
+            self._told = True
+            raise KeyboardInterrupt
+        self._reading = True
+        try:
+            return next(batches, None)
+        finally:
+            self._reading = False
+
+
 def main_trace(
     path: str,
     *,
@@ -72,21 +115,65 @@ def main_trace(
 
     Raises
     ------
+    BrokenTrace, KeyboardInterrupt
+        The trace could not be read to its end, or nobody wanted to wait for it. What was read is
+        written and printed before, as of a trace that ends there; it says that it does.
     TraceError
-        The trace cannot be read, or an export cannot be made or not be written to its end.
+        The trace cannot be read at all, or an export cannot be made or not be written to its end.
     OSError
-        A file cannot be opened or read.
+        A file cannot be opened.
     """
+    where = stdin.fileno() if path == "-" and stdin is not None else path
+    refuse_same_place("trace", [to for _, to in exports], where)
     reader = TraceReader()
     summary = Summary(reader)
-    with ExitStack() as stack:
-        source = stack.enter_context(open_source(path, stdin))
+    broken: BaseException | None = None
+    name = what = ""
+    try:
+        with open_source(path, stdin) as source:
+            name, what = source.name, source.what
+            broken = _read(source, reader, summary, exports)
+            if broken is not None:
+                raise broken  # in here: what prints it need not go on
+    except BrokenTrace as error:  # a tool may fail at its end
+        broken = error
+    except KeyboardInterrupt:
+        if broken is None:
+            raise
+    if broken is not None and not reader.scanner.n_lines:
+        raise broken
+    if broken is not None:
+        summary.incomplete = str(broken) or "interrupted"
+    if not any(to == "-" for _, to in exports):
+        sys.stdout.write(_json_text(summary, name, what) if json else summary.as_text(name, what))
+    if broken is not None:
+        sys.stdout.flush()
+        raise broken
+    return FINDING if summary.lint.findings else GOOD
+
+
+def _read(
+    source: Source, reader: TraceReader, summary: Summary, exports: Sequence[tuple[str, str]]
+) -> BaseException | None:
+    """Read a trace as far as it can be read, and write it; return what ended that too early."""
+    broken: BaseException | None = None
+    with ExitStack() as stack, _Interrupts() as interrupts:
         exporters: list[Exporter] = [
             stack.enter_context(open_exporter(how, to, reader)) for how, to in exports
         ]
         progress = _Progress(source)
+        batches = reader.batches(source.pieces())
         try:
-            for batch in reader.batches(source.pieces()):
+            while True:
+                try:
+                    batch = interrupts.next(batches)
+                except (BrokenTrace, KeyboardInterrupt) as error:
+                    if broken is not None:
+                        raise
+                    broken, batches = error, reader.end()
+                    continue
+                if batch is None:
+                    break
                 summary.look(batch)
                 for exporter in exporters:
                     exporter.write(batch.exchanges)
@@ -94,10 +181,7 @@ def main_trace(
         finally:
             progress.end()
         summary.finish()
-        name, what = source.name, source.what
-    if not any(to == "-" for _, to in exports):
-        sys.stdout.write(_json_text(summary, name, what) if json else summary.as_text(name, what))
-    return FINDING if summary.lint.findings else GOOD
+    return broken
 
 
 def _json_text(summary: Summary, name: str, what: str) -> str:

@@ -11,7 +11,7 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -24,7 +24,7 @@ from .reader import Array, TraceReader
 from .source import TraceError
 from .summary import kind_name
 
-__all__ = ["COLUMNS", "FORMATS", "Exporter", "columns", "open_exporter"]
+__all__ = ["COLUMNS", "FORMATS", "Exporter", "columns", "open_exporter", "refuse_same_place"]
 
 FLAGS = {
     lib.GHCB_EXCHANGE_USER: "to_user_space",
@@ -254,6 +254,46 @@ class _Parquet:
 
 
 FORMATS = ("jsonl", "csv", "parquet", "perfetto")
+
+
+def _place(file: str | int) -> tuple[int, int] | str | None:
+    """Return what two names of one file have in common; None for what is no file."""
+    try:
+        found = os.stat(file)  # noqa: PTH116 -- it may be the number of an open file
+    except OSError:
+        return os.path.realpath(file) if isinstance(file, str) else None
+    return (found.st_dev, found.st_ino) if stat.S_ISREG(found.st_mode) else None
+
+
+def refuse_same_place(command: str, to: Sequence[str], source: str | int | None = None) -> None:
+    """See that nothing is written over something else that the same command reads or writes.
+
+    Parameters
+    ----------
+    command : str
+        For the message.
+    to : sequence of str
+        Where exports go; ``-`` is standard output.
+    source : str or int, optional
+        What is read: a name, or the number of an open file.
+
+    Raises
+    ------
+    TraceError
+        Two are one file, by whatever names, or both are ``-``; or a name is empty.
+    """
+    first = None if source is None or source == "-" else _place(source)
+    taken = {first}
+    for i, path in enumerate(to):
+        if not path:
+            raise TraceError(f"{command}: an export without a name")
+        if path in to[:i]:
+            raise TraceError(f"{command}: two exports to one place")
+        place = None if path == "-" else _place(path)
+        if place is not None and place in taken:
+            what = "what is read" if place == first else "another export"
+            raise TraceError(f"{command}: {path}: {what} is there, by this or another name")
+        taken.add(place)
 
 
 @contextmanager

@@ -54,13 +54,20 @@ class TraceReader:
         self._exchanges = np.empty(ROOM, EXCHANGE_DTYPE)
 
     def batches(self, pieces: Iterable[bytes | bytearray | memoryview]) -> Iterator[Batch]:
-        """Give all that ``pieces`` of text say, in order."""
+        """Give all that ``pieces`` of text say, in order.
+
+        If getting a piece raises, what came before it was given; ``end`` gives what it left.
+        """
         for piece in pieces:
             rest = memoryview(piece)
             while len(rest):
                 used, n = self.scanner.scan(rest, self._lines)
                 rest = rest[used:]
                 yield from self.paired(self._lines[:n])
+        yield from self.end()
+
+    def end(self) -> Iterator[Batch]:
+        """The text has ended, perhaps within a line: give what it says, and what still waits."""
         yield from self.paired(self._lines[: self.scanner.finish(self._lines)])
         yield from self.rest()
 

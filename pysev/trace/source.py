@@ -18,7 +18,7 @@ from typing import IO, Any, cast
 
 from ghcbcore.errors import SevError
 
-__all__ = ["PIECE_BYTES", "Source", "TraceError", "open_source"]
+__all__ = ["PIECE_BYTES", "BrokenTrace", "Source", "TraceError", "open_source"]
 
 PIECE_BYTES = 1 << 20
 
@@ -33,6 +33,10 @@ TOOLS = {
 
 class TraceError(SevError):
     """A trace that cannot be opened, unpacked or printed."""
+
+
+class BrokenTrace(TraceError):
+    """What was read of a trace so far stands, but not more of it can be read."""
 
 
 class Source:
@@ -70,8 +74,8 @@ class Source:
 
         Raises
         ------
-        TraceError
-            What is packed cannot be unpacked.
+        BrokenTrace
+            What is packed cannot be unpacked, or reading failed.
         """
         buffer = memoryview(bytearray(PIECE_BYTES))
         # what a pipe has by now, not a whole piece: somebody may be watching
@@ -84,14 +88,17 @@ class Source:
             return int(read(buffer))
         except OSError as error:
             if error.errno is None:  # gzip's way to say that the file is broken
-                raise TraceError(f"{self.name}: cannot be unpacked: {error}") from error
-            raise
+                raise self._broken(error) from error
+            raise BrokenTrace(f"{self.name}: {error.strerror}") from error
         except (EOFError, ValueError) as error:
-            raise TraceError(f"{self.name}: cannot be unpacked: {error}") from error
+            raise self._broken(error) from error
         except Exception as error:
             if type(error).__name__ in ("LZMAError", "ZstdError", "error"):
-                raise TraceError(f"{self.name}: cannot be unpacked: {error}") from error
+                raise self._broken(error) from error
             raise
+
+    def _broken(self, error: Exception) -> BrokenTrace:
+        return BrokenTrace(f"{self.name}: cannot be unpacked: {error}")
 
 
 @contextmanager
@@ -101,7 +108,9 @@ def open_source(path: str, stdin: IO[bytes] | None = None) -> Iterator[Source]:
     Raises
     ------
     TraceError
-        A binary trace on standard input; a tool is missing or fails; Python cannot unpack it.
+        A binary trace on standard input; a tool is missing; Python cannot unpack it.
+    BrokenTrace
+        When the block ends: the tool failed.
     OSError
         The file cannot be read.
     """
@@ -110,6 +119,8 @@ def open_source(path: str, stdin: IO[bytes] | None = None) -> Iterator[Source]:
             if stdin is None:
                 raise TraceError("standard input is closed")
             raw, name = stdin, "standard input"
+        elif not path:
+            raise TraceError("a trace without a name")
         else:
             raw, name = stack.enter_context(Path(path).open("rb")), path
         head = _peek(raw)
@@ -186,4 +197,4 @@ def _printed(tool: str, path: str) -> Iterator[IO[bytes]]:
             words = said.read(1 << 16).decode("utf-8", "backslashreplace").split("\n")
             last = next((" ".join(line.split()) for line in reversed(words) if line.strip()), "")
             shown = " ".join(command[:-1])
-            raise TraceError(f"{path}: `{shown}` failed with status {status}: {last[:200]}")
+            raise BrokenTrace(f"{path}: `{shown}` failed with status {status}: {last[:200]}")

@@ -43,6 +43,11 @@ class Summary:
     """Looks at the batches of one trace, in order, and says what they come to.
 
     Memory does not depend on the length of the trace.
+
+    Attributes
+    ----------
+    incomplete : str
+        Why the trace could not be read to its end; set by whoever read it, "" if it was.
     """
 
     def __init__(self, reader: TraceReader) -> None:
@@ -54,6 +59,7 @@ class Summary:
         self._forms = np.zeros(lib.GHCB_TRACE_N_FORMS, np.int64)
         self._processes: set[int] = set()
         self._n_exchanges = 0
+        self.incomplete = ""
 
     @property
     def n_exchanges(self) -> int:
@@ -155,6 +161,7 @@ class Summary:
             "lines": scanner.n_lines,
             "lines_of_interest": self.n_records,
             "cut_off": scanner.cut,
+            "incomplete": self.incomplete,
             "span_ns": list(span) if span else None,
             "vcpus": pairer.n_vcpus,
             "vms": n_vms,
@@ -187,6 +194,8 @@ class Summary:
             f"{found['lines']:,} lines, {found['lines_of_interest']:,} of interest{took}"
             + (", cut off at the end" if found["cut_off"] else "")
         )
+        if self.incomplete:
+            out.append(f"not read to its end: {_printable(self.incomplete)}")
         more = "at least " if found["vms_at_least"] and found["vms"] else ""
         out.append(f"VMs: {more}{found['vms']}, vCPUs: {found['vcpus']}")
         out.append("")
