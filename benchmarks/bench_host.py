@@ -6,12 +6,16 @@ at all: one call of one C function through cffi, with the same arguments.
 
 from __future__ import annotations
 
+import ctypes
+import subprocess
+import threading
 from typing import Any
 
 import numpy as np
 import pytest
 from beside import OURS
 
+import ghcbcore
 import pysev
 from ghcbcore import host, profile
 from ghcbcore._cffi import ffi, lib
@@ -110,3 +114,121 @@ def bench_page(timed: Any) -> None:
     timed("1 GHCB page, filled in and answered", OURS, 1, "pages", ask)
     assert fields.sw_exit_info_1 == lib.GHCB_REPLY_OK
     assert fields.sw_exit_info_2 == 0x8000_0000
+
+
+# Through C: a loop over the table of functions, and one over the headers alone
+
+LOOPS = r"""
+#include <ghcbcore/answer.h>
+#include <ghcbcore/kvm.h>
+#include <ghcbcore/ops.h>
+
+uint64_t by_table(const ghcb_ops_t *ops, const uint64_t *requests, uint64_t n)
+{
+    uint64_t sum = 0, answer = 0;
+    for (uint64_t i = 0; i < n && !ops->msr(ops->self, i % ops->n_vcpus, requests[i], &answer); i++)
+        sum += answer;
+    return sum;
+}
+
+uint64_t by_header(const ghcb_cpuid_entry_t *cpuid, const uint64_t *requests, uint64_t n)
+{
+    static ghcb_vcpu_t vcpus[16];
+    ghcb_profile_t profile = ghcb_kvm_profile(GHCB_GUEST_SEV_ES);
+    ghcb_vm_t vm = {0};
+    ghcb_host_t host = {.profile = &profile, .vm = &vm, .first = vcpus, .others = vcpus + 1,
+                        .stride = sizeof(vcpus[0]), .n_vcpus = 16};
+    uint64_t sum = 0;
+    profile.cpuid = cpuid;
+    profile.n_cpuid = 1;
+    for (uint64_t i = 0; i < n; i++) {
+        vcpus[i % 16].msr = requests[i];
+        ghcb_answer_msr(&host, &vcpus[i % 16]);
+        sum += vcpus[i % 16].msr;
+    }
+    return sum;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def loops(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    folder = tmp_path_factory.mktemp("loops")
+    (folder / "loops.c").write_text(LOOPS)
+    flags = ["-std=c11", "-O3", "-shared", "-fPIC", f"-I{ghcbcore.get_include()}"]
+    subprocess.run(["gcc", *flags, "loops.c", "-o", "loops.so"], cwd=folder, check=True)
+    library = ctypes.CDLL(str(folder / "loops.so"))  # a call of it releases the GIL
+    for function in (library.by_table, library.by_header):
+        function.restype = ctypes.c_uint64
+        function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64]
+    return library
+
+
+def expected_sum() -> int:
+    asked = requests()
+    answers = core_host().msr_batch(np.arange(BATCH, dtype=np.uint32) % N_CPUS, asked)
+    return int(answers.sum(dtype=np.uint64))
+
+
+@pytest.mark.parametrize("who", [OURS, "headers alone, no lock"])
+def bench_msr_from_c(timed: Any, loops: ctypes.CDLL, who: str) -> None:
+    asked, view = requests(), core_host().cffi
+    cpuid = profile.Profile(cpuid=CPUID).cpuid
+    call = {
+        OURS: lambda: loops.by_table(view.address, asked.ctypes.data, BATCH),
+        "headers alone, no lock": lambda: loops.by_header(
+            cpuid.ctypes.data, asked.ctypes.data, BATCH
+        ),
+    }[who]
+    got = timed("65,536 MSR requests, a loop in C over the table", who, BATCH, UNIT, call)
+    assert got == expected_sum()
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def bench_hosts_in_threads(timed: Any, loops: ctypes.CDLL, n: int) -> None:
+    """Two hosts, a thread each, against one."""
+    asked, views = np.tile(requests(), 16), [core_host().cffi for _ in range(n)]
+    sums: list[int] = []
+
+    def one(view: Any) -> None:
+        sums.append(loops.by_table(view.address, asked.ctypes.data, len(asked)))
+
+    def ask() -> None:
+        threads = [threading.Thread(target=one, args=(view,)) for view in views]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    work, who = "1 M MSR requests a thread, a host each", OURS if n == 2 else "one thread"
+    timed(work, who, n * len(asked), UNIT, ask, rounds=10)
+    assert set(sums) == {16 * expected_sum() % 2**64}
+
+
+def cpuid_requests(n: int) -> np.ndarray[Any, Any]:
+    pages = np.zeros((n, lib.GHCB_PAGE_SIZE), dtype=np.uint8)
+    words = pages.view(np.uint64)
+    words[:, lib.GHCB_OFF_SW_EXIT_CODE // 8] = lib.GHCB_NAE_CPUID
+    words[:, lib.GHCB_OFF_RAX // 8] = CPUID[0][0]
+    at = lib.GHCB_OFF_VALID_BITMAP // 8
+    words[:, at : at + 2] = (
+        lib.GHCB_REQUEST_VALID_LO | 1 << lib.GHCB_VALID_RAX,
+        lib.GHCB_REQUEST_VALID_HI | 1 << lib.GHCB_VALID_RCX - 64,
+    )
+    return pages
+
+
+def bench_pages(timed: Any) -> None:
+    """CPUID by page, read from memory and answered there; the pages are new each time."""
+    n, h = 4096, core_host()
+    cpus, gpas = np.arange(n, dtype=np.uint32) % N_CPUS, np.full(n, GPA, dtype=np.uint64)
+    asked = cpuid_requests(n)
+    pages = asked.copy()
+
+    def fresh() -> tuple[tuple[()], dict[str, Any]]:
+        pages[:] = asked
+        return (), {}
+
+    work = "4096 GHCB pages of 16 vCPUs, CPUID"
+    timed(work, OURS, n, "pages", lambda: h.page_batch(cpus, pages, gpas), prepare=fresh)
+    assert (pages.view(np.uint64)[:, lib.GHCB_OFF_RBX // 8] == CPUID[0][3]).all()
