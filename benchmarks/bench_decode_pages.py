@@ -146,7 +146,7 @@ def bench_decode_pages(timed: Any, n: int) -> None:
 def bench_decode_pages_numpy(timed: Any, n: int) -> None:
     pages, codec = requests(n), NumpyPages()
     got = timed(f"decode {PAGES[n]}", "numpy", n, "pages", lambda: codec.decode(pages))
-    assert n == ONE or got["missing"].any()
+    assert n < MANY or got["missing"].any()
 
 
 @pytest.mark.parametrize("n", [CACHED, MANY], ids=str)
