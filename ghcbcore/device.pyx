@@ -79,7 +79,7 @@ cdef class Device:
         ``owner`` is kept alive as long as the device; whoever has the address answers for the rest.
         """
         number = _index(address)
-        if not 0 < number < 1 << 8 * sizeof(uintptr_t):
+        if number <= 0 or number >> 64:
             raise _errors.OutOfRange(f"address {number:#x}: no device is there")
         cdef uintptr_t at = number
         cdef Device device = Device(())

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ghcbcore import errors, exchange, profile, psc, rmp, trace
-from ghcbcore._cffi import lib
+from ghcbcore._cffi import ffi, lib
 from ghcbcore.device import Device
 from ghcbcore.host import Host
 from ghcbcore.profile import Profile
@@ -75,6 +75,13 @@ def test_a_device_is_as_it_was_if_its_init_fails():
 def test_a_device_has_an_address_of_this_machine(address):
     with pytest.raises(errors.OutOfRange, match="no device"):
         Device.from_address(address)
+
+
+def test_a_device_is_read_from_its_address():
+    made = ffi.new("ghcb_device_t *")
+    made.kinds = 0
+    device = Device.from_address(int(ffi.cast("uintptr_t", made)), owner=made)
+    assert Host(Profile(), 1, device).event == 0
 
 
 def test_half_an_address_is_none():
