@@ -221,6 +221,8 @@ cdef class Pairer:
         if size == 0:
             raise ValueError("out has no room for an exchange")
         with self._lock:
+            if n_lines:
+                self.next_open = 0  # whoever goes on after `finish` has not ended the trace
             while i < n_lines and n < size:
                 with nogil:
                     outcome = 0
