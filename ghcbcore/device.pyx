@@ -41,7 +41,7 @@ cdef class Device:
         ``access(kind, cpu, address, is_write, size_bytes, count, args, data)``. ``args`` is a tuple
         of four integers, ``data`` the ``size_bytes * count`` bytes that the guest writes, a bytearray
         of as many to fill if it reads, or None. Returns None to refuse, else the result: an integer
-        of 64 bits, or two of them. What each means: ``GHCB_ACCESS_*``.
+        of 64 bits (a negative one as two's complement), or two of them. What each means: ``GHCB_ACCESS_*``.
     memory : callable, optional
         ``memory(gpa, data, is_write)``: copy from ``data`` (bytes) into guest memory, or from there
         into ``data`` (a bytearray); True if that worked.
@@ -111,9 +111,11 @@ cdef class Device:
             if got is None:
                 return 1
             if isinstance(got, tuple):
-                access.result, access.result2 = _index(got[0]) & LOW, _index(got[1]) & LOW
+                if len(got) != 2:
+                    raise TypeError(f"access: {len(got)} results, must be one or two")
+                access.result, access.result2 = word(got[0]), word(got[1])
             else:
-                access.result = _index(got) & LOW
+                access.result = word(got)
             if isinstance(data, bytearray):
                 give_back("access", data, access.data, n_bytes)
             return 0
@@ -132,6 +134,13 @@ cdef class Device:
         except BaseException as error:
             self._fail(error)
             return 1
+
+
+cdef uint64_t word(result) except? 0:
+    number = _index(result)
+    if not -(1 << 63) <= number < 1 << 64:
+        raise _errors.OutOfRange(f"access: result {number:#x} does not fit 64 bits")
+    return number & LOW
 
 
 cdef int give_back(name, bytearray data, uint8_t *to, uint64_t n_bytes) except -1:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -253,7 +254,7 @@ class Host:
 
     def send_startup(self, cpu: int, vector: int) -> None:
         """STARTUP is latched in the vCPU's APIC, and the vCPU takes it."""
-        if not 0 <= vector <= 0xFF:
+        if not 0 <= index(vector) <= 0xFF:
             raise errors.OutOfRange(f"vector {vector:#x}: more than 8 bits")
         self.vcpu(cpu)  # refuses one that is not there
         self.core.vcpus["sipi_vector"][cpu] = vector
@@ -294,10 +295,14 @@ def _named(what: str, name: str, rows: Sequence[Any]) -> Any:
 def _as(name: str, values: Any, dtype: Any) -> np.ndarray[Any, Any]:
     """Return integers as a contiguous array of ``dtype``; a value that does not fit is refused."""
     array = np.asarray(values)
+    if array.size and array.dtype.kind == "f" and not isinstance(values, np.ndarray):
+        array = np.asarray(values, dtype=object)  # of [1, 2**63] numpy makes floats
     if array.size and array.dtype.kind not in "iuO":
         raise TypeError(f"{name}: {array.dtype} is not a type of integers")
     limit = int(np.iinfo(dtype).max)
     for i, value in enumerate(array.ravel().tolist() if array.dtype != dtype else ()):
+        if not isinstance(value, (int, np.integer)):
+            raise TypeError(f"{name}[{i}]: {type(value).__name__} is not an integer")
         if not 0 <= value <= limit:
             raise errors.OutOfRange(f"{name}[{i}]: {value:#x} is not in 0..{limit:#x}")
     return np.ascontiguousarray(array, dtype=dtype)

@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
+import pysev
 from ghcbcore import errors, exchange, profile, psc, rmp, trace
 from ghcbcore._cffi import ffi, lib
 from ghcbcore.device import Device
@@ -218,3 +219,57 @@ def test_no_entries_are_not_none():
         rmp.encode(None)
     with pytest.raises(ValueError, match="2 fields"):
         rmp.encode_one((1, 2))
+
+
+# Devices and the friendlier host ------------------------------------------------------------------
+
+
+class _Answers(pysev.Device):
+    def __init__(self, result):
+        self.result = result
+
+    def rdmsr(self, msr):
+        return self.result
+
+
+def rdmsr(result):
+    host = pysev.Host(1, device=_Answers(result))
+    page = np.zeros(4096, np.uint8)
+    words = page.view(np.uint64)
+    words[lib.GHCB_OFF_SW_EXIT_CODE // 8] = lib.GHCB_NAE_MSR
+    page[lib.GHCB_OFF_VALID_BITMAP : lib.GHCB_OFF_VALID_BITMAP + 16] = 0xFF
+    host.vmgexit_page(0, page, 0x1000)
+    return int(words[lib.GHCB_OFF_RDX // 8]) << 32 | int(words[lib.GHCB_OFF_RAX // 8])
+
+
+@pytest.mark.parametrize(("result", "value"), [((1 << 64) - 1, (1 << 64) - 1), (-1, (1 << 64) - 1)])
+def test_a_device_answers_64_bits(result, value):
+    assert rdmsr(result) == value
+
+
+@pytest.mark.parametrize("result", [1 << 64, 1 << 70, -(1 << 63) - 1])
+def test_a_device_that_answers_more_is_told(result):
+    with pytest.raises(errors.OutOfRange, match="does not fit 64 bits"):
+        rdmsr(result)
+
+
+@pytest.mark.parametrize("result", [(), (1,), (1, 2, 3), 1.5, "x"])
+def test_a_device_that_answers_something_else_is_told(result):
+    with pytest.raises(TypeError):
+        rdmsr(result)
+
+
+def test_requests_above_2_to_the_63_are_integers_too():
+    host = pysev.Host(2)
+    asked = [lib.GHCB_MSR_CPUID_REQ, 0xC000_0001 << 32 | lib.GHCB_MSR_CPUID_REQ]
+    assert asked[1] >> 63 == 1
+    both = host.vmgexit_many([0, 1], asked)
+    assert both.tolist() == [host.vmgexit(i, value) for i, value in enumerate(asked)]
+    for wrong in ([2, 1.5], np.array([2, 1.5]), np.array([2, None], dtype=object)):
+        with pytest.raises(TypeError, match="msrs"):
+            host.vmgexit_many([0, 1], wrong)
+
+
+def test_half_a_vector_is_none():
+    with pytest.raises(TypeError):
+        pysev.Host(2).send_startup(1, 1.7)
