@@ -404,11 +404,11 @@ def test_a_core_device_of_kinds_needs_a_function():
         core_device.Device.from_address(0)
 
 
-def test_a_result_wider_than_a_register_is_cut_to_it():
+def test_a_result_wider_than_a_register_is_refused():
     device = core_device.Device([lib.GHCB_ACCESS_MSR], lambda *_: 1 << 64 | 5)
     page = KINDS["rdmsr"][0].copy()
-    CoreHost(Profile(), 1, device).page(0, page, GPA)
-    assert (field(page, "RAX"), field(page, "RDX")) == (5, 0)
+    with pytest.raises(OutOfRange, match="0x10000000000000005 does not fit"):
+        CoreHost(Profile(), 1, device).page(0, page, GPA)
 
 
 # -- threads
