@@ -153,6 +153,8 @@ class Host:
         sev_features: int | None = None,
         cpuid: Iterable[tuple[int, int, int, int, int, int]] = (),
     ) -> None:
+        if device is not None and not isinstance(device, Device):
+            raise TypeError(f"device: {type(device).__name__} is not a pysev.Device")
         row = _named("host", host, HOSTS)
         profile = Profile(
             guest=guest,

@@ -234,7 +234,8 @@ class Summary:
         out = [f"findings: {sum(findings.counts.values()):,}"]
         for name, places in by_rule.items():
             rule, n = places[0].rule, findings.counts[name]
-            out.append(f"  {rule.severity}: {name}, {n:,} times: {rule.what} [{rule.source}]")
+            often = "once" if n == 1 else f"{n:,} times"
+            out.append(f"  {rule.severity}: {name}, broken {often}: {rule.what} [{rule.source}]")
             for place in places[:SHOWN_PLACES]:
                 at = f"line {place.line:,}: " if place.line else ""
                 out.append(f"    {at}{place.words}")

@@ -83,7 +83,7 @@ def test_real_lines_with_markers_are_findings(pysev_in):
     assert (done.returncode, done.stderr) == (1, b"")
     text = done.stdout.decode()
     assert "standard input: text; events without a prefix" in text
-    assert "msr-page-operation, 1 times" in text and "line 3: vCPU 0" in text
+    assert "msr-page-operation, broken once" in text and "line 3: vCPU 0" in text
 
 
 def test_json_says_the_same(pysev_in):
