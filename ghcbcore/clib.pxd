@@ -320,11 +320,14 @@ cdef extern from "ghcbcore/machine.h" nogil:
         uint64_t sw_exit_info_2
         uint64_t info_1_after
         uint64_t info_2_after
+        uint64_t took_ns
+        uint64_t vm_event
 
     ctypedef struct ghcb_trace_t:
         ghcb_event_t *events
         uint64_t n
         uint64_t now_ns
+        uint64_t cost_ns
 
 cdef extern from "ghcbcore/page.h" nogil:
     enum:

@@ -102,6 +102,8 @@ cdef inline void traced_call(
     event.msr_after = vcpu.msr
     event.info_1_after = vcpu.sw_exit_info_1
     event.info_2_after = vcpu.sw_exit_info_2
+    event.took_ns = trace.cost_ns
+    event.vm_event = host.vm.event
 
 
 cdef inline void apply(

@@ -550,6 +550,7 @@ cdef class Simulator:
         cdef uint64_t *other_slice = self.slices + other * self.program.n_slice if other != NONE else own
         cdef Py_ssize_t k
         self.trace.now_ns = self.now_ns
+        self.trace.cost_ns = alt.cost_ns
         if self.trace.n + self.n_calls[a] > self.capacity:
             with gil:
                 self._reserve_events(self.n_calls[a])

@@ -89,15 +89,18 @@ typedef struct ghcb_event {
     uint64_t sw_exit_info_2;
     uint64_t info_1_after;
     uint64_t info_2_after;
+    uint64_t took_ns;  /* how long the agent was busy with it */
+    uint64_t vm_event; /* ghcb_vm_t.event after: not 0 if this ended the run */
 } ghcb_event_t;
 
 typedef struct ghcb_trace {
     ghcb_event_t *events; /* room for all that one alternative can make */
     uint64_t n;
     uint64_t now_ns;
+    uint64_t cost_ns; /* of the alternative that makes them */
 } ghcb_trace_t;
 
-_Static_assert(sizeof(ghcb_event_t) == 72, "no gaps");
+_Static_assert(sizeof(ghcb_event_t) == 88, "no gaps");
 _Static_assert(sizeof(ghcb_insn_t) == 32, "no gaps");
 _Static_assert(sizeof(ghcb_alt_t) == 56, "no gaps");
 _Static_assert(sizeof(ghcb_role_t) == 16, "no gaps");

@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from ghcbcore._cffi import lib
-from ghcbcore.host import VM_DTYPE
 from ghcbcore.trace import format_lines
 from pysev.simulate import RunResult
 
@@ -49,7 +47,6 @@ class Recorder:
             first_pid=self._pid,
             first_line=self.n_lines + 1,
             start_ns=self._start_ns,
-            ended=_ended(result),
         )
         for first in range(0, len(lines), PIECE):
             piece = lines[first : first + PIECE]
@@ -68,12 +65,6 @@ class Recorder:
         if self._tracks is not None:
             for batch in self._reader.rest():
                 self._tracks.write(batch.exchanges)
-
-
-def _ended(result: RunResult) -> bool:
-    """Return whether the VM went to user space for good; its state is the record's beginning."""
-    vm = result.record[: VM_DTYPE.itemsize // result.record.itemsize].view(VM_DTYPE)
-    return int(vm["event"][0]) != lib.GHCB_EVENT_NONE
 
 
 @contextmanager

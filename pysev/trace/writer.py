@@ -3,11 +3,10 @@
 An event of ``run`` (``ghcb_event_t``) has request and answer together. KVM writes two lines, and
 not always both:
 
-- A termination, and a request that KVM gives to user space as an error (page-state change,
-  registration and preferred GPA of a guest that is not SNP), ends with the first.
+- What ends the run has no second line: a termination, a request that goes to user space as an
+  error.
 - A page-state change by the MSR protocol goes to user space: the second line shows the request
   unchanged, result 0; what user space answered is never seen.
-- What ends the VM has no answer.
 - An AP that is held by the page protocol gets its second line when STARTUP or NMI wakes it, one
   held by the MSR protocol at once, data 0.
 - A GHCB MSR of 0 is not traced at all.
@@ -34,9 +33,6 @@ FIRST_PID = 1001
 
 PIECE = 1 << 16
 
-_NO_SECOND_LINE = (lib.GHCB_NAE_TERMINATE, lib.GHCB_NAE_UNSUPPORTED)
-_UNDECIDED_MSR = (lib.GHCB_MSR_PREF_GPA_REQ, lib.GHCB_MSR_REG_GPA_REQ, lib.GHCB_MSR_PSC_REQ)
-_NEEDS_DEVICE = (lib.GHCB_NAE_IOIO, lib.GHCB_NAE_MMIO_READ, lib.GHCB_NAE_MMIO_WRITE)
 _WAKES = (lib.GHCB_CALL_SIPI, lib.GHCB_CALL_NMI)
 
 
@@ -46,7 +42,6 @@ def lines_of_events(
     first_pid: int = FIRST_PID,
     first_line: int = 1,
     start_ns: int = 0,
-    ended: bool = False,
 ) -> Array:
     """Return the lines that KVM would have traced, as records.
 
@@ -61,13 +56,12 @@ def lines_of_events(
         Number of the first line.
     start_ns : int
         Is added to every time.
-    ended : bool
-        The VM does not run any more: if the last event is a VMGEXIT, that ended it, unanswered.
 
     Returns
     -------
     array of LINE_DTYPE
-        In the order in which KVM would have written them; ``offset`` is 0.
+        In the order of their times; an answer comes when its vCPU goes on (``took_ns``). ``offset``
+        is 0.
 
     Raises
     ------
@@ -81,9 +75,7 @@ def lines_of_events(
     code = events["msr"] & np.uint64(lib.GHCB_MSR_INFO_MASK)
     page = asks & (code == 0)
     held = page & (events["sw_exit_code"] == lib.GHCB_NAE_AP_RESET_HOLD)
-    second = asks & ~held & ~_ends(events, code, page)
-    if ended:
-        second[-1:] = False
+    second = asks & ~held & (events["vm_event"] == lib.GHCB_EVENT_NONE)
     woken, by = _woken(events, asks, held)
     # two slots an event: its request; its answer, or that of the hold that it ends
     source = np.repeat(np.arange(len(events)), 2)
@@ -93,18 +85,6 @@ def lines_of_events(
     wanted[2 * by + 1] = True
     slots = np.flatnonzero(wanted)
     return _records(events, slots, source[slots], first_pid, first_line, start_ns)
-
-
-def _ends(events: Array, code: Array, page: Array) -> Array:
-    """Return which VMGEXITs have no second line."""
-    exit_code = events["sw_exit_code"]
-    unchanged = events["info_1_after"] == events["sw_exit_info_1"]
-    in_page = np.isin(exit_code, _NO_SECOND_LINE)
-    in_page |= np.isin(exit_code, _NEEDS_DEVICE) & unchanged & (events["sw_exit_info_1"] != 0)
-    in_msr = code == lib.GHCB_MSR_TERM_REQ
-    in_msr |= np.isin(code, _UNDECIDED_MSR) & (events["msr_after"] == events["msr"])
-    ends: Array = np.where(page, in_page, in_msr)
-    return ends
 
 
 def _woken(events: Array, asks: Array, held: Array) -> tuple[Array, Array]:
@@ -127,8 +107,9 @@ def _records(
     msr = events["msr"][source]
     code = msr & np.uint64(lib.GHCB_MSR_INFO_MASK)
     page = code == 0
-    lines["line"] = np.arange(first_line, first_line + len(slots))
-    lines["time_ns"] = events["time_ns"][at] + np.uint64(start_ns)
+    is_late = is_answer & (source == at)  # an answer that another event gave comes with that event
+    lines["time_ns"] = events["time_ns"][at] + np.where(is_late, events["took_ns"][at], 0)
+    lines["time_ns"] += np.uint64(start_ns)
     lines["vcpu"] = lines["cpu"] = events["cpu"][at]
     lines["pid"] = lines["vcpu"] + np.uint32(first_pid)
     lines["tgid"] = first_pid - 1
@@ -154,6 +135,8 @@ def _records(
         value = np.where(is_answer, events[after][at], events[before][source])
         lines[name] = np.where(page, value, 0)
     lines["result"] = is_answer & ~page & ~to_user
+    lines = lines[np.argsort(lines["time_ns"], kind="stable")]
+    lines["line"] = np.arange(first_line, first_line + len(slots))
     return lines
 
 

@@ -21,6 +21,7 @@ VMGEXIT, SIPI, NMI, INIT = (
 )
 ENTER, EXIT, PAGE = lib.GHCB_EXCHANGE_ENTER, lib.GHCB_EXCHANGE_EXIT, lib.GHCB_EXCHANGE_PAGE
 HOLD = lib.GHCB_NAE_AP_RESET_HOLD
+TERM = lib.GHCB_EVENT_SEV_TERM
 
 
 def collected(batches):
@@ -44,9 +45,13 @@ def from_text(events):
 
 
 def made(*rows):
-    """Make events: (cpu, call, msr, msr_after) or (cpu, call, (code, i1, i2), (i1, i2))."""
+    """Make events: (cpu, call, msr, msr_after) or (cpu, call, (code, i1, i2), (i1, i2)).
+
+    A further item is how the run ended with it.
+    """
     events = np.zeros(len(rows), EVENT_DTYPE)
-    for i, (event, (cpu, call, before, after)) in enumerate(zip(events, rows, strict=True)):
+    for i, (event, (cpu, call, before, after, *end)) in enumerate(zip(events, rows, strict=True)):
+        event["vm_event"] = end[0] if end else lib.GHCB_EVENT_NONE
         event["time_ns"], event["cpu"], event["call"] = 10 * i, cpu, call
         if isinstance(before, tuple):
             event["msr"] = event["msr_after"] = 0x7000
@@ -90,11 +95,11 @@ def test_some_scenario_asks_by_page_and_some_by_msr():
 
 
 def test_a_termination_has_one_line():
-    (x,) = from_events(made((0, VMGEXIT, 0x100, 0x100)))
+    (x,) = from_events(made((0, VMGEXIT, 0x100, 0x100, TERM)))
     assert x["flags"] & (ENTER | EXIT | lib.GHCB_EXCHANGE_ENDED) == (
         ENTER | lib.GHCB_EXCHANGE_ENDED
     )
-    (x,) = from_events(made((0, VMGEXIT, (lib.GHCB_NAE_TERMINATE, 0x10, 0), (0x10, 0))))
+    (x,) = from_events(made((0, VMGEXIT, (lib.GHCB_NAE_TERMINATE, 0x10, 0), (0x10, 0), TERM)))
     assert not x["flags"] & EXIT
 
 
@@ -110,7 +115,7 @@ def test_a_page_state_change_goes_to_user_space():
 
 def test_what_a_guest_without_snp_must_not_ask_has_one_line():
     for request in (0x0020000012345014, 0x10, 0x12012):
-        (x,) = from_events(made((0, VMGEXIT, request, request)))
+        (x,) = from_events(made((0, VMGEXIT, request, request, TERM)))
         assert x["flags"] & (ENTER | EXIT) == ENTER
 
 
@@ -140,22 +145,33 @@ def test_a_hold_that_nobody_ends_has_no_answer():
 
 
 def test_a_port_without_a_device_is_not_answered():
-    (x,) = from_events(made((0, VMGEXIT, (0x7B, 0x3F80211, 0), (0x3F80211, 0))))
+    (x,) = from_events(made((0, VMGEXIT, (0x7B, 0x3F80211, 0), (0x3F80211, 0), lib.GHCB_EVENT_IO)))
     assert not x["flags"] & EXIT
     (x,) = from_events(made((0, VMGEXIT, (0x7B, 0x3F80211, 0), (0, 0))))
     assert x["flags"] & EXIT
 
 
 def test_what_ended_the_vm_is_not_answered():
-    events = made((0, VMGEXIT, (0x72, 0, 0), (0, 0)), (1, VMGEXIT, (0x6E, 0, 0), (0, 0)))
-    assert len(lines_of_events(events)) == 4
-    assert lines_of_events(events, ended=True)["kind"].tolist() == [
+    rows = [(0, VMGEXIT, (0x72, 0, 0), (0, 0)), (1, VMGEXIT, (0x6E, 0, 0), (0, 0))]
+    assert len(lines_of_events(made(*rows))) == 4
+    ends = made(rows[0], (*rows[1], lib.GHCB_EVENT_INTERNAL))
+    assert lines_of_events(ends)["kind"].tolist() == [
         lib.GHCB_TRACE_NAE_ENTER,
         lib.GHCB_TRACE_NAE_EXIT,
         lib.GHCB_TRACE_NAE_ENTER,
     ]
-    shut_down = made((0, VMGEXIT, 2, 1), (0, lib.GHCB_CALL_SHUTDOWN, 0, 0))
-    assert len(lines_of_events(shut_down, ended=True)) == 2
+    shut_down = made((0, VMGEXIT, 2, 1), (0, lib.GHCB_CALL_SHUTDOWN, 0, 0, lib.GHCB_EVENT_SHUTDOWN))
+    assert len(lines_of_events(shut_down)) == 2
+
+
+def test_an_answer_comes_when_its_vcpu_goes_on():
+    events = made((0, VMGEXIT, 2, 1), (1, VMGEXIT, 2, 1))
+    events["took_ns"] = 25, 3
+    lines = lines_of_events(events, first_line=7)
+    assert lines["time_ns"].tolist() == [0, 10, 13, 25]
+    assert lines["vcpu"].tolist() == [0, 1, 1, 0]
+    assert lines["line"].tolist() == [7, 8, 9, 10]
+    assert [int(x["end_ns"] - x["begin_ns"]) for x in from_text(events)] == [3, 25]
 
 
 def test_an_msr_of_zero_is_not_traced():
