@@ -149,8 +149,9 @@ def recorded():
         )
         one_of_each(pair, rng, 200, events=likely)
         pairs.append(pair)
-    for rule in ("REPLY_ALONE", "REPLY_ADDS"):  # what is marked only if it is a result
-        pair = Recorded("snp", 1, kinds=ALL, seed=1, rules=[rule])
+    # what is marked only if it is a result
+    for rules in (["REPLY_ALONE"], ["REPLY_ADDS"], ["REPLY_ALONE", "IO_IGNORED"]):
+        pair = Recorded("snp", 1, kinds=ALL, seed=1, rules=rules)
         one_of_each(pair, Random(1), 400, events=[0x7B, 0x8000_0012])
         pairs.append(pair)
     for seed in range(24):
