@@ -543,6 +543,17 @@ cdef extern from * nogil:
     const unsigned char ghcb_park_end[]
 
 
+cdef extern from "pthread.h" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
+
+    int pthread_mutex_init(pthread_mutex_t *mutex, const void *attributes)
+    int pthread_mutex_destroy(pthread_mutex_t *mutex)
+    int pthread_mutex_lock(pthread_mutex_t *mutex)
+    int pthread_mutex_trylock(pthread_mutex_t *mutex)
+    int pthread_mutex_unlock(pthread_mutex_t *mutex)
+
+
 cdef extern from "pythread.h" nogil:
     # Cython's own declaration asks for the GIL, which this function does not need
     unsigned long PyThread_get_thread_ident()

@@ -1,6 +1,5 @@
 cimport cython
-from cpython.pythread cimport PyThread_type_lock
-from ghcbcore.clib cimport ghcb_host_t, ghcb_ops_t, ghcb_vcpu_t
+from ghcbcore.clib cimport ghcb_host_t, ghcb_ops_t, ghcb_vcpu_t, pthread_mutex_t
 from ghcbcore.device cimport Device
 from ghcbcore.profile cimport Profile
 from libc.stdint cimport uint64_t
@@ -10,7 +9,7 @@ cdef struct shared_t:
     # what C code works on, with or without the GIL: the host, and the lock that makes calls take turns
     ghcb_host_t host
     ghcb_ops_t ops
-    PyThread_type_lock lock
+    pthread_mutex_t lock  # in here: a lock of its own memory may share a cache line with another's
     unsigned long owner  # thread that holds the lock, 0 for none
 
 

@@ -18,14 +18,6 @@ from ghcbcore import errors as _errors
 
 cimport cython
 from cpython.pycapsule cimport PyCapsule_GetContext, PyCapsule_New, PyCapsule_SetContext
-from cpython.pythread cimport (
-    NOWAIT_LOCK,
-    WAIT_LOCK,
-    PyThread_acquire_lock,
-    PyThread_allocate_lock,
-    PyThread_free_lock,
-    PyThread_release_lock,
-)
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
 from ghcbcore cimport clib
 from ghcbcore.clib cimport ghcb_host_t, ghcb_ops_t, ghcb_vcpu_t, ghcb_vm_t
@@ -60,14 +52,14 @@ cdef int enter(shared_t *shared) noexcept nogil:
     cdef unsigned long me = clib.PyThread_get_thread_ident()
     if shared.owner == me:
         return clib.GHCB_E_STATE_CONFLICT
-    PyThread_acquire_lock(shared.lock, WAIT_LOCK)
+    clib.pthread_mutex_lock(&shared.lock)
     shared.owner = me
     return clib.GHCB_OK
 
 
 cdef int enter_quickly(shared_t *shared) noexcept:
     """The same with the GIL held: it is given up only if somebody else has the lock."""
-    if PyThread_acquire_lock(shared.lock, NOWAIT_LOCK):
+    if clib.pthread_mutex_trylock(&shared.lock) == 0:
         shared.owner = clib.PyThread_get_thread_ident()
         return clib.GHCB_OK
     with nogil:
@@ -76,7 +68,7 @@ cdef int enter_quickly(shared_t *shared) noexcept:
 
 cdef void leave(shared_t *shared) noexcept nogil:
     shared.owner = 0
-    PyThread_release_lock(shared.lock)
+    clib.pthread_mutex_unlock(&shared.lock)
 
 
 cdef ghcb_vcpu_t *runnable(shared_t *shared, uint64_t cpu, int *status) noexcept nogil:
@@ -254,13 +246,10 @@ cdef class Host:
     """
 
     def __cinit__(self):
-        self.shared.lock = PyThread_allocate_lock()
-        if self.shared.lock == NULL:
-            raise MemoryError
+        clib.pthread_mutex_init(&self.shared.lock, NULL)
 
     def __dealloc__(self):
-        if self.shared.lock != NULL:
-            PyThread_free_lock(self.shared.lock)
+        clib.pthread_mutex_destroy(&self.shared.lock)
 
     def __init__(self, Profile profile not None, Py_ssize_t n_vcpus, Device device=None):
         if not 1 <= n_vcpus <= clib.GHCB_MAX_CPUS:
