@@ -48,7 +48,8 @@ static inline char *ghcb_trace_put_hex(char *p, uint64_t v, int width)
 
 /* Write a record of one of the four VMGEXIT kinds as ftrace prints it, the thread called as QEMU
  * calls it, the time with nanoseconds (as `trace-cmd report -t` has it). Returns the end of the
- * line, behind its newline; `p` has room for GHCB_TRACE_PRINT_MAX bytes. */
+ * line, behind its newline; `p` has room for GHCB_TRACE_PRINT_MAX bytes. A record that lacks its time,
+ * thread or CPU is written with what stands for that, and is no line of a trace. */
 static inline char *ghcb_trace_print(char *p, const ghcb_trace_line_t *line)
 {
     char *begin = p;
