@@ -67,9 +67,7 @@ static inline void ghcb_answer_event(const ghcb_exit_t *exit)
         ghcb_host_end(host, GHCB_EVENT_INTERNAL, nae->code); /* "unexpected exit reason" */
         break;
     case GHCB_NAE_RDTSCP: /* KVM has #UD for it, and VMRUN delivers that */
-        vcpu->event_inj = (uint64_t)SEV_VECTOR_UD << GHCB_INJECT_VECTOR_SHIFT |
-                          (uint64_t)GHCB_INJECT_TYPE_EXCEPTION << GHCB_INJECT_TYPE_SHIFT |
-                          UINT64_C(1) << GHCB_INJECT_VALID_SHIFT;
+        vcpu->event_inj = ghcb_injection(GHCB_INJECT_TYPE_EXCEPTION, SEV_VECTOR_UD);
         break;
     case GHCB_NAE_NMI_COMPLETE:
         vcpu->nmi_masked = 0;
@@ -170,26 +168,16 @@ static inline void ghcb_answer_nae(const ghcb_exit_t *exit)
 
 /* ---- the page */
 
-static inline uint64_t ghcb_page_get(const uint8_t *page, unsigned int offset)
+/* What a host takes from the page, by the marks in `nae->valid`: a register that is not marked reads
+ * as 0. */
+static inline void ghcb_page_read(const ghcb_host_t *host, const uint8_t *page, ghcb_nae_t *nae)
 {
-    return ghcb_load64(page + offset);
-}
-
-static inline void ghcb_page_put(uint8_t *page, unsigned int offset, uint64_t value)
-{
-    memcpy(page + offset, &value, sizeof(value));
-}
-
-/* What a host takes from the page. A register that is not marked valid reads as 0. */
-static inline void ghcb_page_read(const uint8_t *page, ghcb_nae_t *nae)
-{
+    const unsigned int marked = ghcb_nae_marked(nae->valid[0], nae->valid[1]);
     uint32_t usage;
-    unsigned int marked;
 
-    nae->valid[0] = ghcb_page_get(page, GHCB_OFF_VALID_BITMAP);
-    nae->valid[1] = ghcb_page_get(page, GHCB_OFF_VALID_BITMAP + 8);
-    marked = ghcb_nae_marked(nae->valid[0], nae->valid[1]);
     nae->code = ghcb_page_get(page, GHCB_OFF_SW_EXIT_CODE);
+    if (ghcb_host_rule(host, GHCB_RULE_CODE_32))
+        nae->code = (uint32_t)nae->code;
     nae->info1 = ghcb_page_get(page, GHCB_OFF_SW_EXIT_INFO_1);
     nae->info2 = ghcb_page_get(page, GHCB_OFF_SW_EXIT_INFO_2);
     nae->scratch = marked & GHCB_INPUT_SCRATCH ? ghcb_page_get(page, GHCB_OFF_SW_SCRATCH) : 0;
@@ -269,17 +257,35 @@ static inline int ghcb_page_is_registered(const ghcb_host_t *host, ghcb_vcpu_t *
     return 0;
 }
 
+/* Carry out a registered page. One that changes meanwhile matters only to a host that reads it again. */
+static inline void ghcb_page_carry_out(const ghcb_exit_t *exit)
+{
+    const ghcb_host_t *host = exit->host;
+    uint64_t word;
+
+    if (ghcb_fault_happens(host, GHCB_FAULT_CHANGED_GHCB, &word)) {
+        ghcb_page_change(exit->page, word);
+        if (ghcb_host_rule(host, GHCB_RULE_REREADS) && !ghcb_nae_refusal(host, exit->nae)) {
+            /* it passed the checks as it was, and is carried out as it is now */
+            ghcb_page_read(host, exit->page, exit->nae);
+            ghcb_vcpu_ran(exit->vcpu);
+            ghcb_answer_event(exit);
+            return;
+        }
+    }
+    ghcb_answer_nae(exit);
+}
+
 /* VMGEXIT with the page of 4096 bytes at `page`, whose GPA stands in `vcpu->msr`. The page is
  * answered in place, unless the run has ended without an answer. */
 static inline void ghcb_answer_page(const ghcb_host_t *host, ghcb_vcpu_t *vcpu, uint8_t *page)
 {
     ghcb_nae_t nae;
     const ghcb_exit_t exit = {host, vcpu, &nae, page};
-    uint64_t word;
 
-    ghcb_page_read(page, &nae);
-    if (ghcb_host_rule(host, GHCB_RULE_CODE_32))
-        nae.code = (uint32_t)nae.code;
+    nae.valid[0] = ghcb_page_get(page, GHCB_OFF_VALID_BITMAP);
+    nae.valid[1] = ghcb_page_get(page, GHCB_OFF_VALID_BITMAP + 8);
+    ghcb_page_read(host, page, &nae);
     vcpu->sw_exit_code = nae.code;
     vcpu->sw_exit_info_1 = nae.info1;
     vcpu->sw_exit_info_2 = nae.info2;
@@ -287,33 +293,12 @@ static inline void ghcb_answer_page(const ghcb_host_t *host, ghcb_vcpu_t *vcpu, 
         ghcb_page_put(page, GHCB_OFF_VALID_BITMAP, 0);
         ghcb_page_put(page, GHCB_OFF_VALID_BITMAP + 8, 0);
     }
-    if (!ghcb_page_is_registered(host, vcpu)) {
-        if (host->vm->event)
-            return;
-        ghcb_nae_malformed(&nae, GHCB_MALFORMED_NOT_REGISTERED);
-        ghcb_page_write(host, page, &nae);
-        vcpu->sw_exit_info_1 = nae.info1;
-        vcpu->sw_exit_info_2 = nae.info2;
+    if (ghcb_page_is_registered(host, vcpu))
+        ghcb_page_carry_out(&exit);
+    else if (host->vm->event)
         return;
-    }
-    if (ghcb_fault_happens(host, GHCB_FAULT_CHANGED_GHCB, &word)) {
-        ghcb_page_change(page, word);
-        if (ghcb_host_rule(host, GHCB_RULE_REREADS) && !ghcb_nae_refusal(host, &nae)) {
-            const uint64_t valid[2] = {nae.valid[0], nae.valid[1]};
-
-            /* it passed the checks as it was, and is carried out as it is now */
-            ghcb_page_put(page, GHCB_OFF_VALID_BITMAP, valid[0]);
-            ghcb_page_put(page, GHCB_OFF_VALID_BITMAP + 8, valid[1]);
-            ghcb_page_read(page, &nae);
-            ghcb_vcpu_ran(vcpu);
-            ghcb_answer_event(&exit);
-            ghcb_page_write(host, page, &nae);
-            vcpu->sw_exit_info_1 = nae.info1;
-            vcpu->sw_exit_info_2 = nae.info2;
-            return;
-        }
-    }
-    ghcb_answer_nae(&exit);
+    else
+        ghcb_nae_malformed(&nae, GHCB_MALFORMED_NOT_REGISTERED);
     ghcb_page_write(host, page, &nae);
     vcpu->sw_exit_info_1 = nae.info1;
     vcpu->sw_exit_info_2 = nae.info2;

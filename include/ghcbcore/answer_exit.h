@@ -35,9 +35,7 @@ static inline void ghcb_nae_malformed(ghcb_nae_t *nae, uint64_t reason)
 
 static inline void ghcb_nae_inject_gp(const ghcb_host_t *host, ghcb_nae_t *nae)
 {
-    uint64_t info2 = (uint64_t)SEV_VECTOR_GP << GHCB_INJECT_VECTOR_SHIFT |
-                     (uint64_t)GHCB_INJECT_TYPE_EXCEPTION << GHCB_INJECT_TYPE_SHIFT |
-                     UINT64_C(1) << GHCB_INJECT_VALID_SHIFT;
+    uint64_t info2 = ghcb_injection(GHCB_INJECT_TYPE_EXCEPTION, SEV_VECTOR_GP);
 
     if (ghcb_host_rule(host, GHCB_RULE_GP_BARE))
         info2 = SEV_VECTOR_GP;

@@ -159,10 +159,8 @@ static inline void ghcb_answer_register(const ghcb_exit_t *exit, uint64_t kind, 
         if (kind == GHCB_ACCESS_MSR)
             ghcb_nae_inject_gp(host, nae);
         else /* not by the page: KVM queues it for VMRUN */
-            exit->vcpu->event_inj = (uint64_t)SEV_VECTOR_GP << GHCB_INJECT_VECTOR_SHIFT |
-                                    (uint64_t)GHCB_INJECT_TYPE_EXCEPTION << GHCB_INJECT_TYPE_SHIFT |
-                                    UINT64_C(1) << GHCB_INJECT_HAS_ERROR_SHIFT |
-                                    UINT64_C(1) << GHCB_INJECT_VALID_SHIFT;
+            exit->vcpu->event_inj = ghcb_injection(GHCB_INJECT_TYPE_EXCEPTION, SEV_VECTOR_GP) |
+                                    UINT64_C(1) << GHCB_INJECT_HAS_ERROR_SHIFT;
     } else if (!is_write) {
         nae->rax = (uint32_t)access.result;
         nae->rdx = access.result >> 32;

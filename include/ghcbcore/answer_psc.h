@@ -56,14 +56,6 @@ static inline uint16_t ghcb_load16(const uint8_t *at)
     return value;
 }
 
-static inline uint64_t ghcb_load64(const uint8_t *at)
-{
-    uint64_t value;
-
-    memcpy(&value, at, sizeof(value));
-    return value;
-}
-
 static inline uint64_t ghcb_psc_entry_at(const uint8_t *entries, uint16_t i)
 {
     return ghcb_load64(entries + (uint64_t)i * GHCB_PSC_ENTRY_SIZE);

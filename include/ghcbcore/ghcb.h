@@ -150,14 +150,6 @@ static inline int ghcb_page_decode(const uint8_t *page, int side, int snp, ghcb_
 static inline void ghcb_page_encode(const ghcb_decoded_t *from, uint8_t *page);
 /* cffi: end */
 
-static inline uint64_t ghcb_page_load64(const uint8_t *at)
-{
-    uint64_t word;
-
-    memcpy(&word, at, sizeof(word));
-    return word;
-}
-
 /* Is every byte of page[first..end) zero? Both are constants where this is used. */
 static inline uint64_t ghcb_gap(const uint8_t *page, unsigned int first, unsigned int end)
 {
@@ -165,7 +157,7 @@ static inline uint64_t ghcb_gap(const uint8_t *page, unsigned int first, unsigne
     unsigned int at = first;
 
     for (; at + 8 <= end; at += 8)
-        any |= ghcb_page_load64(page + at);
+        any |= ghcb_load64(page + at);
     for (; at < end; at++)
         any |= page[at];
     return any;
@@ -234,10 +226,10 @@ static inline int ghcb_page_decode(const uint8_t *page, int side, int snp, ghcb_
     uint64_t gaps = 0;
     uint32_t odd;
 
-#define GHCB_X_WORD(field, name) out->field = ghcb_page_load64(page + GHCB_OFF_##name);
+#define GHCB_X_WORD(field, name) out->field = ghcb_load64(page + GHCB_OFF_##name);
     GHCB_EACH_WORD(GHCB_X_WORD)
 #undef GHCB_X_WORD
-    out->valid_hi = ghcb_page_load64(page + GHCB_OFF_VALID_BITMAP + 8);
+    out->valid_hi = ghcb_load64(page + GHCB_OFF_VALID_BITMAP + 8);
     memcpy(&out->ghcb_usage, page + GHCB_OFF_GHCB_USAGE, 4);
     memcpy(&out->protocol_version, page + GHCB_OFF_PROTOCOL_VERSION, 2);
     out->cpl = page[GHCB_OFF_CPL];

@@ -62,8 +62,7 @@ static inline uint64_t ghcb_fault_exception(uint64_t word)
         vector = word >> 8 & ((1 << GHCB_INJECT_VECTOR_WIDTH) - 1);
         type = word >> 16 & ((1 << GHCB_INJECT_TYPE_WIDTH) - 1);
     }
-    return vector << GHCB_INJECT_VECTOR_SHIFT | type << GHCB_INJECT_TYPE_SHIFT |
-           UINT64_C(1) << GHCB_INJECT_VALID_SHIFT;
+    return ghcb_injection(type, vector);
 }
 
 #endif

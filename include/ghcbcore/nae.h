@@ -348,4 +348,11 @@
 #define APIC_ICR_DESTINATION_SHIFT 32
 /* cffi: end */
 
+/* An event to inject: INFO2 of a GHCB_REPLY_EXCEPTION, and what VMRUN injects. Without error code. */
+static inline uint64_t ghcb_injection(uint64_t type, uint64_t vector)
+{
+    return vector << GHCB_INJECT_VECTOR_SHIFT | type << GHCB_INJECT_TYPE_SHIFT |
+           UINT64_C(1) << GHCB_INJECT_VALID_SHIFT;
+}
+
 #endif

@@ -17,6 +17,7 @@
 #include <ghcbcore/status.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 /* cffi: begin */
 #define GHCB_PAGE_SIZE 0x1000
@@ -217,6 +218,26 @@ static inline int ghcb_valid_set(uint64_t *words, unsigned int bit)
         return GHCB_E_OUT_OF_RANGE;
     words[bit / 64] |= UINT64_C(1) << (bit % 64);
     return GHCB_OK;
+}
+
+/* A 64-bit word at any address. */
+static inline uint64_t ghcb_load64(const uint8_t *at)
+{
+    uint64_t value;
+
+    memcpy(&value, at, sizeof(value));
+    return value;
+}
+
+/* A word of a page by its offset, GHCB_OFF_*. */
+static inline uint64_t ghcb_page_get(const uint8_t *page, unsigned int offset)
+{
+    return ghcb_load64(page + offset);
+}
+
+static inline void ghcb_page_put(uint8_t *page, unsigned int offset, uint64_t value)
+{
+    memcpy(page + offset, &value, sizeof(value));
 }
 
 #endif

@@ -60,7 +60,7 @@ FAULTY = (
     "if (nae->results & GHCB_INPUT_RAX)",
     "extra_wakes",
 )
-FAULTY_BLOCKS = (("ghcb_page_change(page, word);", "ghcb_answer_nae(&exit);"),)
+FAULTY_BLOCKS = (("ghcb_page_change(exit->page, word);", "ghcb_answer_nae(exit);"),)
 FAULTY_BLOCKS += (("vcpu->extra_wakes--;", "} else if"),)
 # More pages than the driver has vCPUs for, an event without a rule: `test_host_names.py` has them.
 ELSEWHERE = (
