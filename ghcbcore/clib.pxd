@@ -667,6 +667,8 @@ cdef extern from "ghcbcore/msr_many.h" nogil:
     void ghcb_msr_decode_many(const uint64_t *values, ghcb_msr_t *out, size_t n)
 cdef extern from "ghcbcore/rmp.h" nogil:
     enum:
+        RMP_STATE_DEFAULT
+        RMP_STATE_FIRMWARE
         RMP_ENTRY_BYTES
     ctypedef struct ghcb_rmp_t:
         uint64_t gpa
@@ -802,3 +804,145 @@ cdef extern from "ghcbcore/exchange.h" nogil:
         uint16_t version
 
     uint32_t ghcb_exchange_bin(uint64_t ns)
+
+cdef extern from "ghcbcore/frame.h" nogil:
+    enum:
+        FRAME_UNCOVERED
+        FRAME_LARGE
+        FRAME_IN_USE
+        FRAME_KEY_WIDTH
+        FRAME_ASID_WIDTH
+        FRAME_REGION
+        FRAME_N_VIEWS
+
+    uint64_t FRAME_GFN_MASK
+
+    ctypedef struct ghcb_frame_t:
+        uint64_t word
+        uint64_t gfn
+
+    bint ghcb_frame_has(uint64_t word, unsigned int bit)
+    void ghcb_frame_entry(const ghcb_frame_t *frame, uint64_t pfn, ghcb_rmp_t *out)
+    void ghcb_frame_stored(
+        const ghcb_frame_t *frame, uint64_t pfn, bint is_first, unsigned int subpages, ghcb_rmp_t *out
+    )
+    int ghcb_frame_take_entry(ghcb_frame_t *frame, uint64_t pfn, const ghcb_rmp_t *entry)
+
+cdef extern from "ghcbcore/frame_op.h" nogil:
+    enum:
+        FRAME_OP_MAP
+        FRAME_OP_BELIEVE
+        FRAME_OP_LIST
+        FRAME_OP_CONTENT
+        FRAME_OP_RMPQUERY
+        FRAME_OP_MOVE
+        FRAME_OP_INIT
+        FRAME_OP_END
+        FRAME_LEAF_2M
+        FRAME_LEAF_1G
+        FRAME_PRIVATE
+        FRAME_LISTED_PRIVATE
+        FRAME_RESULT_KIND_SHIFT
+        FRAME_RESULT_CODE_SHIFT
+        FRAME_RESULT_CODE_WIDTH
+        FRAME_RESULT_UNCHANGED
+
+    ctypedef struct ghcb_frame_op_t:
+        uint64_t kind
+        uint64_t size
+        uint64_t backing
+        uint64_t asid
+        uint64_t vmpl
+        uint64_t target
+        uint64_t gfn
+        uint64_t value
+
+    ctypedef struct ghcb_frame_rules_t:
+        uint64_t flags
+        uint64_t max_asid
+
+    bint ghcb_frame_refused(uint64_t result)
+
+cdef extern from "ghcbcore/frame_rule.h" nogil:
+    bint ghcb_frame_is_region_op(const ghcb_frame_op_t *op)
+    uint64_t ghcb_frame_apply(
+        const ghcb_frame_op_t *op, const ghcb_frame_rules_t *rules, ghcb_frame_t *frames, uint64_t n,
+        uint64_t at,
+    )
+    uint64_t ghcb_frame_move(
+        const ghcb_frame_op_t *op, ghcb_frame_t *source, ghcb_frame_t *destination, uint64_t distance
+    )
+
+cdef extern from "ghcbcore/frame_tree.h" nogil:
+    enum:
+        GHCB_STORE_BEYOND
+        GHCB_STORE_NO_MEMORY
+        GHCB_TREE_NODE_SHIFT
+        GHCB_TREE_REGION_SHIFT
+
+    uint32_t GHCB_SINCE_EVENT
+    uint32_t GHCB_SINCE_EARLIER
+    uint64_t GHCB_STORE_FREED
+
+    ctypedef struct ghcb_record_t:
+        ghcb_frame_t frame
+        uint64_t n_pages
+        uint64_t refs
+        uint32_t since[5]
+
+    ctypedef struct ghcb_store_t:
+        ghcb_record_t *records
+        uint32_t n_records
+        uint32_t n_used
+        size_t bytes
+        size_t max_bytes
+
+    ctypedef struct ghcb_tree_t:
+        ghcb_store_t store
+        uint64_t *root
+        uint64_t n_root
+        uint64_t n_pages
+        ghcb_frame_rules_t rules
+        uint32_t event
+        uint32_t n_blurred
+
+    ctypedef struct ghcb_tree_done_t:
+        uint64_t n_done
+        uint64_t n_changed
+        uint64_t result
+
+    void ghcb_store_begin(ghcb_store_t *store)
+    void ghcb_store_settle(ghcb_store_t *store)
+    int ghcb_tree_open(ghcb_tree_t *tree, uint64_t *root, uint64_t n_pages, const ghcb_frame_t *frame)
+    void ghcb_tree_close(ghcb_tree_t *tree)
+    int ghcb_tree_split_around(ghcb_tree_t *tree, const ghcb_frame_op_t *op, uint64_t first, uint64_t end)
+    int ghcb_tree_range(
+        ghcb_tree_t *tree, const ghcb_frame_op_t *op, uint64_t first, uint64_t end, ghcb_tree_done_t *done
+    )
+    int ghcb_tree_array(
+        ghcb_tree_t *tree, const ghcb_frame_op_t *op, const uint64_t *frames, uint64_t n, uint64_t n_each,
+        ghcb_tree_done_t *done,
+    )
+    int ghcb_tree_put(ghcb_tree_t *tree, uint64_t p, const ghcb_frame_t *frame)
+    uint32_t ghcb_root_id(const uint64_t *root, uint64_t p)
+    void ghcb_root_share(ghcb_store_t *store, const uint64_t *root, uint64_t *copy, uint64_t n_root)
+    void ghcb_root_release(ghcb_store_t *store, const uint64_t *root, uint64_t n_root)
+
+cdef extern from "ghcbcore/frame_walk.h" nogil:
+    ctypedef struct ghcb_runs_t:
+        uint64_t *first
+        uint64_t *n_pages
+        uint32_t *class_ "class"
+        uint64_t room
+        uint64_t n
+
+    uint64_t ghcb_root_runs(
+        const uint64_t *root, const uint32_t *classes, uint64_t first, uint64_t end, ghcb_runs_t *runs
+    )
+    void ghcb_root_count(
+        const uint64_t *root, const uint32_t *classes, uint64_t first, uint64_t end, uint64_t *out
+    )
+    uint64_t ghcb_root_differences(
+        const ghcb_store_t *store, const uint64_t *before, const uint64_t *after, uint64_t first,
+        uint64_t end, unsigned int views, ghcb_runs_t *runs,
+    )

@@ -1,0 +1,32 @@
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Op", "Result", "apply", "entry", "move", "result"]
+
+_Int: TypeAlias = int | np.integer[Any]
+_U64: TypeAlias = npt.NDArray[np.uint64]
+
+class Op(NamedTuple):
+    kind: int
+    size: int = 0
+    backing: int = 0
+    asid: int = 0
+    vmpl: int = 0
+    target: int = 0
+    gfn: int = 0
+    value: int = 0
+
+class Result(NamedTuple):
+    kind: int
+    code: int
+    unchanged: bool
+    bits: int
+
+def result(value: _Int) -> Result: ...
+def apply(op: Op, frames: _U64, at: _Int, *, max_asid: _Int = 1006, rules: _Int = 0) -> int: ...
+def entry(word: _Int, gfn: _Int, pfn: _Int) -> np.void: ...
+def move(
+    op: Op, source: tuple[int, int], destination: tuple[int, int], distance: _Int
+) -> tuple[int, tuple[int, int], tuple[int, int]]: ...

@@ -1,0 +1,134 @@
+/* What a load or a store meets: the RMP's checks, and the fault with its error bits.
+ *
+ * Theory of operation. The host reads what it likes (ciphertext). Whoever writes without being the
+ * SNP guest that owns the page - the host, another guest, a device - must write to a page that is
+ * assigned to nobody. An SNP guest's access with the C-bit set must meet an entry that says exactly
+ * this: assigned, mutable, this ASID, this GPA, a size that fits, validated, allowed to its VMPL; the
+ * first of these that is not so decides the fault. An instruction fetch counts as C=1.
+ *
+ * The error bits that the access itself brings (present, write, user, fetch, C-bit, final address) are
+ * reported as KVM's handlers expect to see them; a nested fault always has the user bit.
+ *
+ * Source: spec/snp-host.md 5.6 (Linux kvm/svm/sev.c, mm/fault.c; AMD64 APM volume 2); a page in use
+ * that a guest touches: Linux d2062cc1b1c3.
+ */
+#ifndef GHCBCORE_FRAME_ACCESS_H
+#define GHCBCORE_FRAME_ACCESS_H
+
+#include <ghcbcore/fault.h>
+#include <ghcbcore/frame_op.h>
+
+static inline uint64_t ghcb_frame_pf(const ghcb_frame_op_t *op)
+{
+    uint64_t bits = 1ULL << FAULT_PRESENT | 1ULL << FAULT_RMP;
+
+    if (op->value & FRAME_ACCESS_WRITE)
+        bits |= 1ULL << FAULT_WRITE;
+    if (op->value & FRAME_ACCESS_USER)
+        bits |= 1ULL << FAULT_USER;
+    return ghcb_frame_result(FRAME_RESULT_PF, 0, bits);
+}
+
+/* A nested fault on the final address; `more` are the bits that say why. */
+static inline uint64_t ghcb_frame_npf(const ghcb_frame_op_t *op, uint64_t more)
+{
+    uint64_t bits = 1ULL << FAULT_PRESENT | 1ULL << FAULT_USER | 1ULL << FAULT_RMP
+        | 1ULL << FAULT_NPF_FINAL | more;
+    int is_access = op->kind == FRAME_OP_GUEST_ACCESS;
+
+    if (is_access && op->value & FRAME_ACCESS_WRITE)
+        bits |= 1ULL << FAULT_WRITE;
+    if (is_access && op->value & FRAME_ACCESS_FETCH)
+        bits |= 1ULL << FAULT_FETCH;
+    if (!is_access || op->value & (FRAME_ACCESS_C | FRAME_ACCESS_FETCH))
+        bits |= 1ULL << FAULT_NPF_ENC;
+    return ghcb_frame_result(FRAME_RESULT_NPF, 0, bits);
+}
+
+/* The owner's part of the check, which PVALIDATE and RMPADJUST make as well: 0, or the fault. */
+static inline uint64_t ghcb_frame_owner(const ghcb_frame_op_t *op, const ghcb_frame_t *frame)
+{
+    uint64_t word = frame->word;
+
+    if (ghcb_frame_has(word, FRAME_UNCOVERED) || !ghcb_frame_has(word, FRAME_ASSIGNED)
+        || ghcb_frame_has(word, FRAME_IMMUTABLE) || ghcb_frame_asid(word) != op->asid || !op->asid
+        || frame->gfn != op->gfn)
+        return ghcb_frame_npf(op, 0);
+    return 0;
+}
+
+/* The sizes of a nested page and of the entry behind it. */
+static inline uint64_t ghcb_frame_sizes(const ghcb_frame_op_t *op, const ghcb_frame_t *frame)
+{
+    if (!op->backing && ghcb_frame_has(frame->word, FRAME_LARGE))
+        return ghcb_frame_npf(op, 1ULL << FAULT_NPF_SIZEM);
+    if (op->backing && !ghcb_frame_has(frame->word, FRAME_LARGE))
+        return ghcb_frame_npf(op, 0);
+    return 0;
+}
+
+static inline uint64_t ghcb_frame_right(const ghcb_frame_op_t *op)
+{
+    if (op->value & FRAME_ACCESS_WRITE)
+        return 1U << RMP_RIGHT_WRITE;
+    if (op->value & FRAME_ACCESS_FETCH)
+        return op->value & FRAME_ACCESS_USER ? 1U << RMP_RIGHT_USER_EXECUTE
+                                             : 1U << RMP_RIGHT_SUPERVISOR_EXECUTE;
+    return 1U << RMP_RIGHT_READ;
+}
+
+static inline uint64_t ghcb_frame_guest_access(
+    const ghcb_frame_op_t *op, const ghcb_frame_rules_t *rules, const ghcb_frame_t *frame)
+{
+    uint64_t word = frame->word;
+    int is_private = op->value & FRAME_ACCESS_SNP && op->value & (FRAME_ACCESS_C | FRAME_ACCESS_FETCH);
+    int is_checked = op->value & FRAME_ACCESS_WRITE
+        || (op->value & FRAME_ACCESS_SNP && rules->flags >> FRAME_RULE_SHARED_READ & 1);
+    uint64_t fault;
+
+    if (ghcb_frame_has(word, FRAME_IN_USE) && (is_private || is_checked))
+        return ghcb_frame_npf(op, 0);
+    if (!is_private)
+        return is_checked && ghcb_frame_has(word, FRAME_ASSIGNED) ? ghcb_frame_npf(op, 0) : 0;
+    fault = ghcb_frame_owner(op, frame);
+    if (!fault)
+        fault = ghcb_frame_sizes(op, frame);
+    if (fault)
+        return fault;
+    if (!ghcb_frame_has(word, FRAME_VALIDATED))
+        return ghcb_frame_result(FRAME_RESULT_VC, 0, 0);
+    if (ghcb_frame_right(op) & ~ghcb_frame_rights(word, (unsigned)op->vmpl))
+        return ghcb_frame_npf(op, 1ULL << FAULT_NPF_VMPL);
+    return 0;
+}
+
+/* `region` counts where the host's mapping is larger than a page: then the whole 2 MiB is looked at. */
+static inline uint64_t ghcb_frame_host_access(
+    const ghcb_frame_op_t *op, const ghcb_frame_t *frame, const ghcb_frame_region_t *region)
+{
+    if (!(op->value & FRAME_ACCESS_WRITE))
+        return 0;
+    if (ghcb_frame_has(frame->word, FRAME_ASSIGNED) || ghcb_frame_has(frame->word, FRAME_IN_USE))
+        return ghcb_frame_pf(op);
+    if (op->backing && (region->n_assigned || ghcb_frame_has(region->first.word, FRAME_IN_USE)))
+        return ghcb_frame_pf(op); /* the second: an erratum, for which Linux avoids such VMSAs */
+    return 0;
+}
+
+static inline uint64_t ghcb_frame_dma(const ghcb_frame_op_t *op, const ghcb_frame_t *frame)
+{
+    if (op->value & FRAME_ACCESS_WRITE
+        && (ghcb_frame_has(frame->word, FRAME_ASSIGNED) || ghcb_frame_has(frame->word, FRAME_IN_USE)))
+        return ghcb_frame_result(FRAME_RESULT_DMA, 0, 1ULL << FAULT_WRITE);
+    return 0;
+}
+
+/* The key slot under which a store leaves its content. */
+static inline uint64_t ghcb_frame_store_key(const ghcb_frame_op_t *op)
+{
+    if (!(op->value & FRAME_ACCESS_C))
+        return FRAME_KEY_PLAIN;
+    return op->kind == FRAME_OP_GUEST_ACCESS ? op->asid : FRAME_KEY_SME;
+}
+
+#endif
