@@ -669,7 +669,6 @@ cdef extern from "ghcbcore/rmp.h" nogil:
     enum:
         RMP_STATE_DEFAULT
         RMP_STATE_FIRMWARE
-        RMP_ENTRY_BYTES
     ctypedef struct ghcb_rmp_t:
         uint64_t gpa
         uint32_t asid
@@ -692,23 +691,11 @@ cdef extern from "ghcbcore/rmp.h" nogil:
         uint8_t state
         uint8_t status
         uint8_t reserved_1f
-    ctypedef struct ghcb_rmp_table_t:
-        uint64_t base
-        uint64_t end
-        uint64_t n_entries
-        uint64_t entries
-        uint64_t large_start
-        uint64_t large_end
-        uint64_t is_aligned
     uint8_t ghcb_rmp_state(const ghcb_rmp_t *entry)
     void ghcb_rmp_decode(uint64_t low, uint64_t high, ghcb_rmp_t *out)
     int ghcb_rmp_encode(const ghcb_rmp_t *entry, uint64_t *low, uint64_t *high)
     void ghcb_rmp_decode_arch(uint64_t gpa, uint64_t rest, ghcb_rmp_t *out)
     int ghcb_rmp_encode_arch(const ghcb_rmp_t *entry, uint64_t *gpa, uint64_t *rest)
-    uint64_t ghcb_rmp_bytes_for(uint64_t n_pages)
-    int ghcb_rmp_table(uint64_t base, uint64_t end, ghcb_rmp_table_t *out)
-    int ghcb_rmp_entry_at(const ghcb_rmp_table_t *table, uint64_t pfn, uint64_t *spa)
-    int ghcb_rmp_page_of(const ghcb_rmp_table_t *table, uint64_t spa, uint64_t *pfn)
 cdef extern from "ghcbcore/trace.h" nogil:
     const uint64_t GHCB_TRACE_NO_TIME
     const uint32_t GHCB_TRACE_NO_PID
@@ -946,3 +933,77 @@ cdef extern from "ghcbcore/frame_walk.h" nogil:
         const ghcb_store_t *store, const uint64_t *before, const uint64_t *after, uint64_t first,
         uint64_t end, unsigned int views, ghcb_runs_t *runs,
     )
+
+cdef extern from "ghcbcore/rmp_geometry.h" nogil:
+    enum:
+        RMP_FIRMWARE_ALIGN
+    ctypedef struct ghcb_rmp_table_t:
+        uint64_t base
+        uint64_t end
+        uint64_t n_entries
+        uint64_t entries
+        uint64_t large_start
+        uint64_t large_end
+        uint64_t is_aligned
+    uint64_t ghcb_rmp_bytes_for(uint64_t n_pages)
+    int ghcb_rmp_table(uint64_t base, uint64_t end, ghcb_rmp_table_t *out)
+    int ghcb_rmp_entry_at(const ghcb_rmp_table_t *table, uint64_t pfn, uint64_t *spa)
+    int ghcb_rmp_page_of(const ghcb_rmp_table_t *table, uint64_t spa, uint64_t *pfn)
+
+cdef extern from "ghcbcore/rmp_segment.h" nogil:
+    enum:
+        RMP_SEGMENTS
+        RMP_FLAW_NONE
+        RMP_FLAW_RESERVED
+        RMP_FLAW_OVERLAP
+
+    ctypedef struct ghcb_rmp_cfg_t:
+        uint32_t is_segmented
+        uint32_t shift
+        uint32_t status
+
+    ctypedef struct ghcb_rmp_limits_t:
+        uint32_t min_shift
+        uint32_t max_shift
+        uint32_t n_cached
+        uint32_t is_hard
+
+    ctypedef struct ghcb_rmp_segment_t:
+        uint64_t spa
+        uint32_t mapped_gib
+        uint32_t status
+
+    ctypedef struct ghcb_rmp_flaw_t:
+        uint32_t flaw
+        uint32_t index
+        uint32_t other
+
+    ctypedef struct ghcb_rmp_geometry_t:
+        uint64_t base
+        uint64_t base_end
+        uint32_t shift
+        uint32_t is_segmented
+        uint32_t n_segments
+        uint32_t n_indices
+
+    void ghcb_rmp_cfg_decode(uint64_t word, ghcb_rmp_cfg_t *out)
+    int ghcb_rmp_cfg_encode(uint64_t is_segmented, uint64_t shift, uint64_t *word)
+    void ghcb_rmp_limits_decode(uint32_t eax, uint32_t ebx, ghcb_rmp_limits_t *out)
+    void ghcb_rmp_segment_decode(uint64_t word, ghcb_rmp_segment_t *out)
+    int ghcb_rmp_segment_encode(const ghcb_rmp_segment_t *segment, uint64_t *word)
+    int ghcb_rmp_of_range(uint64_t base, uint64_t end, ghcb_rmp_geometry_t *out)
+    uint64_t ghcb_rmp_segment_start(const ghcb_rmp_geometry_t *geometry, unsigned int index)
+    uint64_t ghcb_rmp_segment_end(const ghcb_rmp_geometry_t *geometry, unsigned int index)
+    uint64_t ghcb_rmp_segment_pages(const ghcb_rmp_geometry_t *geometry, unsigned int index)
+    int ghcb_rmp_of_segments(
+        uint64_t base,
+        uint64_t cfg,
+        const uint64_t *words,
+        uint32_t n_words,
+        const ghcb_rmp_limits_t *limits,
+        int is_reduced,
+        ghcb_rmp_geometry_t *out,
+        ghcb_rmp_flaw_t *why,
+    )
+    int ghcb_rmp_locate(const ghcb_rmp_geometry_t *geometry, uint64_t pfn, uint64_t *spa)
+    int ghcb_rmp_page_at(const ghcb_rmp_geometry_t *geometry, uint64_t spa, uint64_t *pfn)
