@@ -23,6 +23,7 @@ WITH_EXAMPLES = {
     *("pysev.decode.ghcb", "pysev.decode.msr", "pysev.decode.psc", "pysev.decode.reading"),
     *("pysev.decode.rmp", "pysev.decode.sev", "pysev.decode.vendors", "pysev.decode.word"),
     *("pysev.flow", "pysev.host", "pysev.memmap"),
+    *("ghcbcore.rmpgeometry", "pysev.rmpplace"),
 }
 
 
