@@ -1,18 +1,28 @@
-"""An entry of the reverse map table in words, in either of its two forms.
+"""The reverse map table in words: an entry in either of its forms; what says where entries lie.
 
-Bits are taken apart in ``ghcbcore.rmp``, words are in ``pysev.tables.rmp``.
+Bits are taken apart in ``ghcbcore.rmp`` and ``rmpgeometry``, words are in ``pysev.tables.rmp``.
 """
 
 from __future__ import annotations
 
-from ghcbcore import rmp
+from ghcbcore import rmp, rmpgeometry
 from ghcbcore._cffi import lib
-from pysev.tables.rmp import RIGHTS, STATES
+from pysev.memmap import format_size
+from pysev.tables.rmp import CONFIG, RIGHTS, SEGMENT, STATES
 
 from .explanation import ExplainedField, Explanation
 from .kinds import Kind
+from .word import say
 
-__all__ = ["KINDS", "explain_rmp", "explain_rmpread"]
+__all__ = [
+    "KINDS",
+    "explain_rmp",
+    "explain_rmp_cfg",
+    "explain_rmp_segment",
+    "explain_rmpread",
+]
+
+GIB_SHIFT: int = lib.RMP_MAPPED_UNIT_SHIFT
 
 _STATES = {one.code: one for one in STATES}
 _SIZES = {lib.RMP_PAGE_4K: "4 KiB", lib.RMP_PAGE_2M: "2 MiB"}
@@ -86,6 +96,98 @@ def explain_rmpread(gpa: int, rest: int) -> Explanation:
     )
 
 
+def explain_rmp_cfg(value: int) -> Explanation:
+    """Say in words what the MSR RMP_CFG (C001_0136) means.
+
+    Raises
+    ------
+    OutOfRange
+        ``value`` is negative or has more than 64 bits.
+
+    Examples
+    --------
+    >>> print(explain_rmp_cfg(0x2401).as_text())
+    0x0000000000002401  RMP_CFG: segmented, each segment covers 64 GiB
+        - segment i begins at i * 0x1000000000
+    """
+    config = rmpgeometry.decode_config(value)
+    said = say(CONFIG, value)
+    findings = list(said.findings)
+    remarks = []
+    if not config.is_segmented:
+        sentence = "contiguous"
+        if config.shift:
+            remarks.append(f"a shift of {config.shift} stands there, without effect")
+    elif not lib.RMP_MAPPED_UNIT_SHIFT <= config.shift <= lib.RMP_ADDRESS_BITS:
+        sentence = f"segmented, shift {config.shift}"
+        findings.append(
+            f"segments of 2**{config.shift} bytes: must be 2**{lib.RMP_MAPPED_UNIT_SHIFT} (what a "
+            f"segment's size is counted in) to 2**{lib.RMP_ADDRESS_BITS}"
+        )
+    else:
+        sentence = f"segmented, each segment covers {_gib(2 ** (config.shift - GIB_SHIFT))}"
+        remarks.append(f"segment i begins at i * {2**config.shift:#x}")
+    return Explanation(
+        value=value,
+        function="segmented" if config.is_segmented else "contiguous",
+        title="RMP_CFG",
+        direction="",
+        sentence=sentence,
+        fields=said.fields,
+        findings=tuple(findings),
+        remarks=tuple(remarks),
+        kind="rmp-cfg",
+    )
+
+
+def explain_rmp_segment(value: int) -> Explanation:
+    """Say in words what one word of the table of segments (RST) means.
+
+    Raises
+    ------
+    OutOfRange
+        ``value`` is negative or has more than 64 bits.
+
+    Examples
+    --------
+    >>> print(explain_rmp_segment(0x55B00080).as_text())
+    0x0000000055b00080  RMP segment: 128 GiB mapped by entries at [0x55b00000 - 0x75afffff]
+    """
+    segment = rmpgeometry.decode_segment(value)
+    said = say(SEGMENT, value)
+    findings = list(said.findings)
+    remarks = []
+    if segment.mapped_gib:
+        n_pages = segment.mapped_gib * 2**GIB_SHIFT // lib.GHCB_PAGE_SIZE
+        end = segment.spa + n_pages * lib.RMP_ENTRY_BYTES
+        sentence = (
+            f"{_gib(segment.mapped_gib)} mapped by entries at [{segment.spa:#x} - {end - 1:#x}]"
+        )
+        if end > 2**lib.RMP_ADDRESS_BITS:
+            findings.append("its entries end above 52 address bits")
+    else:
+        sentence = "no entries"
+        if segment.spa:
+            remarks.append(f"address {segment.spa:#x} stands there, without effect")
+    return Explanation(
+        value=value,
+        function="segment" if segment.mapped_gib else "unused",
+        title="RMP segment",
+        direction="",
+        sentence=sentence,
+        fields=said.fields,
+        findings=tuple(findings),
+        remarks=tuple(remarks),
+        kind="rmp-segment",
+    )
+
+
+def _gib(count: int) -> str:
+    """Return whole GiB with the largest unit that keeps them exact."""
+    text = format_size(count * 2**GIB_SHIFT)
+    return f"{text[:-1]} {text[-1]}iB"
+
+
 def _findings(entry: rmp.Entry) -> tuple[str, ...]:
     """Return the one rule that the core says is broken."""
     texts = {
@@ -130,4 +232,6 @@ def _fields(entry: rmp.Entry, names: tuple[str, ...] | list[str]) -> tuple[Expla
 KINDS = (
     Kind("rmp", "RMP entry as it lies in memory: two words", None, explain_rmp, n_words=2),
     Kind("rmpread", "RMP entry as RMPREAD returns it: two words", None, explain_rmpread, n_words=2),
+    Kind("rmp-cfg", "the MSR RMP_CFG, C001_0136", None, explain_rmp_cfg),
+    Kind("rmp-segment", "a word of the RMP segment table (RST)", None, explain_rmp_segment),
 )

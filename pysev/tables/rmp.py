@@ -1,14 +1,15 @@
-"""The reverse map table in words: states of pages, rights of a VMPL.
+"""The reverse map table in words: states of pages, rights of a VMPL, where the table lies.
 
 Source: AMD-ASPFW rmp_entry_get_state (Genoa) for states and their numbers; AMD64 APM volume 2,
-RMPADJUST, for rights.
+RMPADJUST, for rights; Linux arch/x86/virt/svm/sev.c, asm/msr-index.h for RMP_CFG and the table of
+segments.
 """
 
 from __future__ import annotations
 
-from pysev.tables.schema import Code, lib
+from pysev.tables.schema import Bits, Code, Word, lib
 
-__all__ = ["RIGHTS", "STATES"]
+__all__ = ["CONFIG", "RIGHTS", "SEGMENT", "STATES"]
 
 STATES = (
     Code("none", lib.RMP_STATE_NONE, "no page state has such an entry"),
@@ -32,4 +33,35 @@ RIGHTS = (
     Code("user_execute", lib.RMP_RIGHT_USER_EXECUTE, "u"),
     Code("supervisor_execute", lib.RMP_RIGHT_SUPERVISOR_EXECUTE, "x"),
     Code("shadow_stack", lib.RMP_RIGHT_SHADOW_STACK, "s"),
+)
+
+CONFIG = Word(
+    "where to look for entries",
+    bits=(
+        Bits("segmented", lib.RMP_CFG_SEGMENTED_SHIFT, 1, "the table is in segments"),
+        Bits(
+            "shift",
+            lib.RMP_CFG_SEGMENT_SHIFT_SHIFT,
+            lib.RMP_CFG_SEGMENT_SHIFT_WIDTH,
+            "logarithm of the bytes that a segment covers",
+        ),
+    ),
+)
+
+SEGMENT = Word(
+    "one segment of the table",
+    bits=(
+        Bits(
+            "mapped",
+            lib.RMP_SEGMENT_MAPPED_SHIFT,
+            lib.RMP_SEGMENT_MAPPED_WIDTH,
+            "GiB of memory that have entries",
+        ),
+        Bits(
+            "address",
+            lib.RMP_SEGMENT_ADDRESS_SHIFT,
+            lib.RMP_SEGMENT_ADDRESS_WIDTH,
+            "where the entries begin, in MiB",
+        ),
+    ),
 )

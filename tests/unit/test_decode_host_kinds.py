@@ -8,7 +8,12 @@ from pysev.decode.cpuid import explain_cpuid
 from pysev.decode.fault import explain_npf, explain_pf
 from pysev.decode.firmware import explain_command, explain_status
 from pysev.decode.kinds import kinds
-from pysev.decode.rmp import explain_rmp, explain_rmpread
+from pysev.decode.rmp import (
+    explain_rmp,
+    explain_rmp_cfg,
+    explain_rmp_segment,
+    explain_rmpread,
+)
 from pysev.tables.cpuid import FEATURES
 from pysev.tables.fault import NPF_BITS, PF_BITS
 from pysev.tables.firmware import COMMANDS
@@ -61,6 +66,54 @@ def test_an_entry_names_subpages_lock_and_firmwares_asid():
         "the entry is locked",
         "firmware uses this ASID while it changes an entry",
     )
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence", "findings"),
+    [
+        (0x2401, "segmented, each segment covers 64 GiB", ()),
+        (0x2501, "segmented, each segment covers 128 GiB", ()),
+        (0x2801, "segmented, each segment covers 1 TiB", ()),
+        (0x0, "contiguous", ()),
+        (0x2400, "contiguous", ()),
+        (0x1D01, "segmented, shift 29", ("2**29",)),
+        (0x3501, "segmented, shift 53", ("2**53",)),
+        (0x12401, "segmented, each segment covers 64 GiB", ("bits [16] must be zero",)),
+        (0x2403, "segmented, each segment covers 64 GiB", ("bits [1] must be zero",)),
+    ],
+)
+def test_rmp_cfg_says_the_size_of_segments(value, sentence, findings):
+    said = explain_rmp_cfg(value)
+    assert (said.sentence, len(said.findings)) == (sentence, len(findings))
+    assert all(want in got for want, got in zip(findings, said.findings, strict=True))
+    assert {one.name: one.value for one in said.fields} == {
+        "segmented": value & 1,
+        "shift": value >> 8 & 63,
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence", "finding"),
+    [
+        (0x8800022, "34 GiB mapped by entries at [0x8800000 - 0x10ffffff]", ""),
+        (0x35A00080, "128 GiB mapped by entries at [0x35a00000 - 0x559fffff]", ""),
+        (0x0, "no entries", ""),
+        (0x35A00000, "no entries", ""),
+        (1 << 63 | 0x35A00080, "128 GiB mapped", "bits [63] must be zero"),
+        (0xFFFFFFFF00001, "1 GiB mapped by entries at [0xfffffff", "end above 52 address bits"),
+    ],
+)
+def test_a_word_of_the_segment_table_says_where_its_entries_lie(value, sentence, finding):
+    said = explain_rmp_segment(value)
+    assert said.sentence.startswith(sentence)
+    assert said.malformed == bool(finding) and finding in "".join(said.findings)
+
+
+def test_the_kinds_of_segments_take_one_word_of_64_bits():
+    assert {kinds()[name].n_words for name in ("rmp-cfg", "rmp-segment")} == {1}
+    for explain in (explain_rmp_cfg, explain_rmp_segment):
+        with pytest.raises(OutOfRange):
+            explain(1 << 64)
 
 
 def test_an_unknown_fault_bit_is_malformed():
