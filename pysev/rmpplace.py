@@ -141,6 +141,11 @@ def uncovered(memory: MemoryMap, geometry: Geometry) -> Ranges:
     return outside(memory.ram_ranges(), _pairs(geometry))
 
 
+def _entries_of_range(ram_end: int, geometry: Geometry) -> int:
+    """Return the entries that a contiguous table needs for RAM and for itself."""
+    return max(ram_end, _table_end(geometry)) // PAGE_BYTES
+
+
 def entries_needed(memory: MemoryMap, geometry: Geometry) -> int:
     """Return how many entries a table of this form must have for each page of RAM to have one.
 
@@ -149,7 +154,7 @@ def entries_needed(memory: MemoryMap, geometry: Geometry) -> int:
     last page of RAM, whether the table at hand has that segment or not.
     """
     if not geometry.is_segmented:
-        return max(memory.ram_end, _table_end(geometry)) // PAGE_BYTES
+        return _entries_of_range(memory.ram_end, geometry)
     covers: int = 2**geometry.shift
     whole = 0
     used: dict[int, int] = {}
@@ -167,15 +172,18 @@ def _table_end(geometry: Geometry) -> int:
     return int(rmpgeometry.places(geometry)[1][0, 1])
 
 
-def linux_refusal(memory: MemoryMap, geometry: Geometry) -> Refusal | None:
+def linux_refusal(memory: MemoryMap | int, geometry: Geometry) -> Refusal | None:
     """Return why Linux takes no such table for this memory, None if it does.
 
     A contiguous table must be long enough for RAM and for itself. Of a table in segments Linux
     compares the end of RAM with the end of the last segment that begins below it: RAM between
-    segments may be without entries (``uncovered``) and the table is taken all the same.
+    segments may be without entries (``uncovered``) and the table is taken all the same. Linux looks
+    at the end of RAM alone, so in place of a map that will do: the page after the last, in bytes.
     """
+    ram_end = memory if isinstance(memory, int) else memory.ram_end
     if not geometry.is_segmented:
-        expected = lib.RMP_BOOKKEEPING_BYTES + ENTRY_BYTES * entries_needed(memory, geometry)
+        n_entries = _entries_of_range(ram_end, geometry)
+        expected = lib.RMP_BOOKKEEPING_BYTES + ENTRY_BYTES * n_entries
         got = _table_end(geometry) - geometry.base
         return Refusal(expected, got) if expected > got else None
     covers: int = 2**geometry.shift
@@ -185,9 +193,9 @@ def linux_refusal(memory: MemoryMap, geometry: Geometry) -> Refusal | None:
         for i, (start, end) in zip(index.tolist(), ranges.tolist(), strict=True)
         if i != BASE
     }
-    below = [start for start in ends if start < memory.ram_end]
+    below = [start for start in ends if start < ram_end]
     covered = ends[max(below)] if below else 0
-    return Refusal(memory.ram_end, covered) if memory.ram_end > covered else None
+    return Refusal(ram_end, covered) if ram_end > covered else None
 
 
 def table_in_ram(memory: MemoryMap, geometry: Geometry) -> Ranges:

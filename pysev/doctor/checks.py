@@ -9,24 +9,23 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ghcbcore import errors, rmp
 from ghcbcore._cffi import lib
-from pysev.memmap import MemoryMap, format_size
+from pysev.memmap import MemoryMap
 from pysev.tables.sev import STATUS_BITS
 from pysev.tables.sev_status_words import OLD_WORDS
 
 from .reading import number
+from .rmp_checks import ram_end, run_rmp
 
 if TYPE_CHECKING:
-    from .diagnosis import BootFacts, Fact
+    from .diagnosis import BootFacts
 
-__all__ = ["crash_size", "ram_end", "rmp_tables", "run", "status_bits"]
+__all__ = ["crash_size", "run", "status_bits"]
 
 Result = tuple[str, list[int], dict[str, Any]]
 
 MIB = 1 << 20
 GIB = 1 << 30
-LARGE: int = lib.RMP_LARGE_PAGE_BYTES
 SWIOTLB_PERCENT, SWIOTLB_MIN, SWIOTLB_MAX = 6, 64 * MIB, GIB
 CRASH_SMALL, CRASH_LARGE, CRASH_ENCRYPTED = 256, 512, 64
 CRASH_LARGE_FROM = 64 * GIB
@@ -39,8 +38,7 @@ def run(boot: BootFacts) -> Iterator[Result]:
     if why:
         lines = [one.line for one in boot.all("e820")]
         yield "e820_unreadable", lines, {"why": why}
-    yield from _rmp(boot, memory)
-    yield from _rmp_segments(boot)
+    yield from run_rmp(boot, memory)
     yield from _rmp_in_use(boot)
     yield from _iommu(boot)
     yield from _asids(boot)
@@ -51,107 +49,7 @@ def run(boot: BootFacts) -> Iterator[Result]:
     yield from _smp(boot)
 
 
-# Memory -----------------------------------------------------------------------------------------
-
-
-def ram_end(boot: BootFacts, memory: MemoryMap | None) -> int:
-    """Return where RAM ends, 0 if the log does not say."""
-    pages = [number(one.values["pfn"]) for one in boot.all("last_pfn")]
-    ends = [page * lib.GHCB_PAGE_SIZE for page in pages]
-    return max([*ends, memory.ram_end if memory else 0])
-
-
-def rmp_tables(boot: BootFacts) -> Iterator[tuple[Fact, rmp.Table | str]]:
-    """Yield each contiguous RMP of the log, or what is wrong with it."""
-    for fact in boot.distinct("rmp", "base", "end"):
-        try:
-            yield fact, rmp.table(number(fact.values["base"]), number(fact.values["end"]))
-        except errors.SevError as error:
-            yield fact, str(error).rpartition(": ")[2]
-
-
-def _edges(table: rmp.Table) -> Iterator[tuple[str, int]]:
-    """Yield the ends of an RMP that are not at a multiple of 2 MiB, with their 2 MiB piece."""
-    if table.large_start != table.base:
-        yield "start", table.large_start
-    if table.large_end != table.end + 1:
-        yield "end", table.large_end
-
-
-def _ram_in(memory: MemoryMap, start: int, end: int) -> int:
-    pieces = ((max(start, a), min(end, b)) for a, b in memory.ram_ranges())
-    return sum(b - a for a, b in pieces if a < b)
-
-
-def _rmp(boot: BootFacts, memory: MemoryMap | None) -> Iterator[Result]:
-    tables = list(rmp_tables(boot))
-    reserved = {number(one.values["at"]): one.line for one in boot.all("rmp_reserve")}
-    pieces: set[int] = set()
-    for fact, table in tables:
-        shown = {"base": fact.values["base"], "end": fact.values["end"]}
-        if isinstance(table, str):
-            yield "rmp_geometry", [fact.line], shown | {"why": table}
-            continue
-        if not table.is_aligned:
-            yield "rmp_alignment", [fact.line], shown
-        pieces |= {table.large_start, table.large_end}
-        if len(tables) == 1:
-            yield from _rmp_and_memory(boot, memory, fact, table)
-        yield from _rmp_edges(boot, memory if len(tables) == 1 else None, fact, table, reserved)
-    if tables and not boot.all("rmp_segmented"):
-        for at, line in reserved.items():
-            if at not in pieces:
-                yield "rmp_reserve_odd", [line], {"at": f"{at:#x}"}
-
-
-def _rmp_and_memory(
-    boot: BootFacts,
-    memory: MemoryMap | None,
-    fact: Fact,
-    table: rmp.Table,
-) -> Iterator[Result]:
-    """Hold the one RMP of a boot against its memory."""
-    shown = {"base": fact.values["base"], "end": fact.values["end"]}
-    covered, end = table.n_entries * lib.GHCB_PAGE_SIZE, ram_end(boot, memory)
-    if end > covered:
-        values = {"covered": f"{covered:#x}", "ram": f"{end:#x}"}
-        missing = format_size(end - covered)
-        yield "rmp_cover", [fact.line], shown | values | {"missing": missing}
-    if memory and (inside := _ram_in(memory, table.base, table.end + 1)):
-        yield "rmp_in_ram", [fact.line], shown | {"size": format_size(inside)}
-
-
-def _rmp_edges(
-    boot: BootFacts,
-    memory: MemoryMap | None,
-    fact: Fact,
-    table: rmp.Table,
-    reserved: dict[int, int],
-) -> Iterator[Result]:
-    """Look at the 2 MiB pieces that the RMP shares with others."""
-    for edge, piece in _edges(table):
-        values = {"edge": edge, "at": f"[{piece:#x} - {piece + LARGE - 1:#x}]"}
-        if piece in reserved:
-            yield "rmp_edge_reserved", sorted({fact.line, reserved[piece]}), values
-        elif memory is None:
-            yield "rmp_edge_unknown", [fact.line], values
-        elif _ram_in(memory, piece, piece + LARGE):
-            yield "rmp_edge_free", [fact.line], values
-        for one in boot.all("kexec_segment"):
-            start = number(one.values["mem"])
-            if start < piece + LARGE and start + number(one.values["memsz"]) > piece:
-                segment = {"number": one.values["number"], "mem": one.values["mem"]}
-                yield "kexec_in_edge", [one.line], values | segment
-
-
-def _rmp_segments(boot: BootFacts) -> Iterator[Result]:
-    for one in boot.all("rmp_segment"):
-        base, end, first, last = (number(one.values[k]) for k in ("base", "end", "first", "last"))
-        entries = max(end + 1 - base, 0) // lib.RMP_ENTRY_BYTES
-        wanted = max(last + 1 - first, 0) // lib.GHCB_PAGE_SIZE
-        if entries < wanted:
-            values = {"number": one.values["number"], "pages": entries, "wanted": wanted}
-            yield "rmp_segment_cover", [one.line], values
+# RMP violations and the IOMMU ---------------------------------------------------------------------
 
 
 def _rmp_in_use(boot: BootFacts) -> Iterator[Result]:

@@ -11,10 +11,11 @@ from typing import IO, Any
 from ghcbcore import rmp
 from ghcbcore._cffi import lib
 
-from .checks import crash_size, ram_end, rmp_tables
+from .checks import crash_size
 from .diagnosis import BootFacts, Diagnosis, Fact, Found, diagnose
 from .log import BadLog, open_log
 from .reading import number
+from .rmp_checks import ram_end, rmp_tables, segmented
 
 __all__ = ["main_doctor"]
 
@@ -133,11 +134,22 @@ def _rmp_facts(boot: BootFacts) -> Iterator[tuple[str, str, list[int]]]:
             words += f", {_gib(covered - end)} above the end of RAM"
         yield "RMP", words, [fact.line]
     if one := boot.first("rmp_segmented"):
-        yield "RMP", f"segmented, {one.words}", [one.line]
+        yield "RMP", f"segmented, {one.words}{_segments_words(boot)}", [one.line]
     for one in boot.all("rmp_segment")[:8]:
         yield "RMP", one.words, [one.line]
     for one in boot.all("rmp_region")[:4]:
         yield "RMP entries", one.words, [one.line]
+
+
+def _segments_words(boot: BootFacts) -> str:
+    """Return how many segments a table has and what they cover, "" where a log does not say it."""
+    found = segmented(boot)
+    geometry = found.geometry if found else None
+    if geometry is None:
+        return ""
+    covered = _gib(geometry.n_entries * lib.GHCB_PAGE_SIZE)
+    each = _gib(2**geometry.shift)
+    return f"; {geometry.n_segments} segments of at most {each}, entries for {covered} in all"
 
 
 def _sizes(boot: BootFacts) -> Iterator[tuple[str, str, list[int]]]:

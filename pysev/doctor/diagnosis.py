@@ -22,10 +22,13 @@ from pysev.tables.doctor_schema import Rule, Severity
 from . import checks
 from .log import Counts, Line, lines_of
 from .reading import READERS
+from .rmp_checks import MAX_SEGMENT_LINES
 
 __all__ = ["BootFacts", "Diagnosis", "Fact", "Found", "diagnose"]
 
 MAX_FACTS: Final = 256
+MAX_OF_KIND: Final = {"e820": MAX_RANGES + 1, "rmp_segment": MAX_SEGMENT_LINES + 1}
+"""More of these are kept: one more than there can be, so that too many can be told."""
 MAX_FOUND: Final = 20
 MAX_BOOTS: Final = 16
 MAX_LINES: Final = 5
@@ -208,7 +211,7 @@ class _Reader:
         fact = Fact(line.number, values, words, text[:MAX_TEXT])
         where = self.boot.facts if rule.severity == "fact" else self.boot.found
         kept = where.setdefault(rule.name, [])
-        if len(kept) < (MAX_RANGES + 1 if rule.name == "e820" else MAX_FACTS):
+        if len(kept) < MAX_OF_KIND.get(rule.name, MAX_FACTS):
             kept.append(fact)
         if rule.severity != "fact":
             advice = rule.advice.format_map(values)

@@ -138,6 +138,14 @@ FACTS = (
         side="host",
     ),
     Rule(
+        "rmp_segment_gib",
+        r"Segmented RMP using (?P<gib>\d{1,10})GB segments",
+        "fact",
+        "segments of {gib} GiB",
+        _RMP,
+        side="host",
+    ),
+    Rule(
         "rmp_segment",
         r"RMP segment (?P<number>\d+) physical address \[(?P<base>0x[0-9a-fA-F]+) ?- ?"
         r"(?P<end>0x[0-9a-fA-F]+)\] covering \[(?P<first>0x[0-9a-fA-F]+) ?- ?"

@@ -73,6 +73,21 @@ CHECKS = (
         'let the BIOS cover all of memory ("SNP Memory Coverage"), or update it',
     ),
     Finding(
+        "rmp_self",
+        "error",
+        "the RMP {base} - {end} covers memory up to {covered}, and lies above that itself: no SNP",
+        _RMP,
+        "update the BIOS",
+    ),
+    Finding(
+        "rmp_hole",
+        "warning",
+        "no segment of the RMP has entries for RAM at {ranges}, {missing} in all; the kernel looks "
+        "at the end of the last segment alone and takes this table",
+        _RMP,
+        "RMPUPDATE of such a page fails: let the BIOS cover all of memory, or keep guests from it",
+    ),
+    Finding(
         "rmp_in_ram",
         "error",
         "{size} of the RMP {base} - {end} are usable RAM in the memory map",

@@ -35,7 +35,7 @@ def tables(draw):
         end = base + draw(st.integers(3, 3000)) * 8192
         wanted = oracle.contiguous(base, end - 1)
         return rmpgeometry.contiguous(base, end - 1), wanted, [base, end]
-    rst, at = [], base + draw(st.integers(1, 3)) * MIB
+    rst, at = [], base + draw(st.integers(2, 4)) * MIB
     at -= at % MIB
     for _ in range(draw(st.integers(0, 6))):
         at += draw(st.integers(0, 2)) * MIB

@@ -70,6 +70,10 @@ LINES = {
         "SEV-SNP: Segmented RMP base table physical range [0x9ba00000 - 0x9ba05000]",
         "SEV-SNP: Segmented RMP using 128GB segments",
     ),
+    "rmp_segment_gib": (
+        "SEV-SNP: Segmented RMP using 128GB segments",
+        "SEV-SNP: Segmented RMP using segments",
+    ),
     "rmp_segment": (
         "SEV-SNP: RMP segment 0 physical address [0x8800000 - 0x10ffffff] "
         "covering [0x0 - 0x87fffffff]",
@@ -394,6 +398,17 @@ RAM_ODD_END = (
     "BIOS-e820: [mem 0x0000007ffe800000-0x000000807f0fffff] reserved\n"
     "BIOS-e820: [mem 0x000000807f100000-0x000000807f1fefff] usable\n"
 )
+SEGMENTED = "".join(
+    f"SEV-SNP: {line}\n"
+    for line in (
+        "Segmented RMP base table physical range [0x000000009ba00000 - 0x000000009ba05000]",
+        "Segmented RMP using 128GB segments",
+        "RMP segment 0 physical address [0x11600000 - 0x19dfffff] covering [0x0 - 0x87fffffff]",
+        "RMP segment 8 physical address [0x19e00000 - 0x39dfffff] "
+        "covering [0x10000000000 - 0x11fffffffff]",
+    )
+)
+RAM_AT_1T = "BIOS-e820: [mem 0x0000010000000000-0x0000011fffffffff] usable\n"
 SEV, ES, SNP = (
     "kvm_amd: {} enabled (ASIDs {} - {})\n".format(*row)
     for row in (("SEV", 253, 1006), ("SEV-ES", 1, 252), ("SEV-SNP", 1, 252))
@@ -436,6 +451,14 @@ LOGS = {
     "rmp_cover": (
         RMP_2M + RAM_256G.replace("404f1fffff", "80ffffffff"),
         RMP_2M + RAM_256G,
+    ),
+    "rmp_self": (
+        "SEV-SNP: RMP table physical range [0x0000000800000000 - 0x0000000801ffffff]\n",
+        RMP_2M,
+    ),
+    "rmp_hole": (
+        SEGMENTED + RAM_256G.replace("404f1fffff", "88fffffff") + RAM_AT_1T,
+        SEGMENTED + RAM_256G.replace("404f1fffff", "87fffffff") + RAM_AT_1T,
     ),
     "rmp_in_ram": (RMP_2M + RAM_256G.replace("reserved", "usable"), RMP_2M + RAM_256G),
     "rmp_segment_cover": (

@@ -195,6 +195,15 @@ def test_ram_above_the_last_segment_is_refused_with_linuxs_numbers():
     assert rmpplace.linux_refusal(MemoryMap([(0x100000, 34 * GIB, RAM)]), WILD) is None
 
 
+def test_linux_looks_at_the_end_of_ram_alone():
+    memory = MemoryMap([(0x100000, 30 * GIB, RAM), (1024 * GIB, 1281 * GIB, RAM)])
+    for geometry in (WILD, ODD_END):
+        for given in (memory, MemoryMap([(0x100000, 600 * GIB, RAM)])):
+            refusal = rmpplace.linux_refusal(given, geometry)
+            assert refusal is not None
+            assert rmpplace.linux_refusal(given.ram_end, geometry) == refusal
+
+
 def test_a_table_without_segments_covers_nothing():
     memory = MemoryMap([(0x100000, GIB, RAM)])
     found = rmpplace.place(memory, segmented())
