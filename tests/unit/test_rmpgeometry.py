@@ -140,6 +140,26 @@ def test_what_touches_does_not_overlap():
     assert rmpgeometry.pages_of(geometry, u64(0x4FFFF0, 0x500000)).tolist() == [0x103FFFF, 0]
 
 
+@pytest.mark.parametrize("rst", [(0x100001, 0x400001), (0x400001, 0x100001)])
+def test_an_overlap_of_one_mib_is_one(rst):
+    with pytest.raises(StateConflict, match=r"rst\[1\] = .* overlap those of rst\[0\]"):
+        rmpgeometry.segments(u64(*rst), 0x2401, 0x10000000)
+
+
+def test_the_last_page_of_52_bits_and_the_last_address_can_be_used():
+    last = 255  # of segments of 2**44 bytes
+    rst = np.zeros(257, np.uint64)
+    rst[last] = 0x10000000 | 1 << 14
+    geometry = rmpgeometry.segments(rst, 0x2C01, 0x1000000)
+    assert rmpgeometry.coverage(geometry).tolist() == [[255 << 44, 1 << 52]]
+    assert rmpgeometry.has_entry(geometry, u64((1 << 40) - 1, 1 << 40)).tolist() == [True, False]
+    rst[256] = 0x2000000000 | 1
+    with pytest.raises(OutOfRange, match=r"rst\[256\] = .*: it covers pages above 52"):
+        rmpgeometry.segments(rst, 0x2C01, 0x1000000)
+    top = rmpgeometry.segments(u64(0xFFFFFFFC00001), 0x2401, 0x1000000)
+    assert rmpgeometry.places(top)[1].tolist()[1] == [(1 << 52) - (4 << 20), 1 << 52]
+
+
 def test_linux_takes_what_maps_too_much_for_what_the_segment_covers():
     rst = u64(0x10000041, 0x20000040)
     with pytest.raises(OutOfRange, match="65 GiB are mapped, a segment covers 64"):
