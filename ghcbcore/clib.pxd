@@ -936,6 +936,7 @@ cdef extern from "ghcbcore/frame_walk.h" nogil:
 
 cdef extern from "ghcbcore/rmp_geometry.h" nogil:
     enum:
+        RMP_ENTRY_BYTES
         RMP_FIRMWARE_ALIGN
     ctypedef struct ghcb_rmp_table_t:
         uint64_t base
