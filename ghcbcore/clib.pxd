@@ -797,6 +797,7 @@ cdef extern from "ghcbcore/frame.h" nogil:
         FRAME_UNCOVERED
         FRAME_LARGE
         FRAME_IN_USE
+        FRAME_KEY_SHIFT
         FRAME_KEY_WIDTH
         FRAME_ASID_WIDTH
         FRAME_REGION
@@ -817,6 +818,7 @@ cdef extern from "ghcbcore/frame.h" nogil:
 
 cdef extern from "ghcbcore/frame_op.h" nogil:
     enum:
+        FRAME_KEY_NONE
         FRAME_OP_MAP
         FRAME_OP_BELIEVE
         FRAME_OP_LIST
@@ -1008,3 +1010,30 @@ cdef extern from "ghcbcore/rmp_segment.h" nogil:
     )
     int ghcb_rmp_locate(const ghcb_rmp_geometry_t *geometry, uint64_t pfn, uint64_t *spa)
     int ghcb_rmp_page_at(const ghcb_rmp_geometry_t *geometry, uint64_t spa, uint64_t *pfn)
+
+cdef extern from "ghcbcore/frame_view.h" nogil:
+    ctypedef struct ghcb_frame_view_t:
+        uint64_t gfn
+        uint32_t asid
+        uint32_t differ
+        uint16_t key
+        uint8_t state
+        uint8_t assigned
+        uint8_t large
+        uint8_t immutable
+        uint8_t vmsa
+        uint8_t validated
+        uint8_t lock
+        uint8_t in_use
+        uint8_t vmpl0
+        uint8_t vmpl1
+        uint8_t vmpl2
+        uint8_t vmpl3
+        uint8_t mapping
+        uint8_t leaf
+        uint8_t believed
+        uint8_t listed
+
+    void ghcb_frame_view(
+        const ghcb_frame_t *frame, uint64_t pfn, uint64_t asid, ghcb_frame_view_t *out
+    )

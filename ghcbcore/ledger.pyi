@@ -1,4 +1,4 @@
-from typing import Any, Final, NamedTuple, TypeAlias, final
+from typing import Any, Final, NamedTuple, Self, TypeAlias, final
 
 import numpy as np
 import numpy.typing as npt
@@ -27,15 +27,15 @@ class Frame(NamedTuple):
 
 @final
 class Ledger:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         n_pages: _Int,
         *,
         covered: _Int | None = None,
         max_asid: _Int = 1006,
         rules: _Int = 0,
         max_bytes: _Int | None = None,
-    ) -> None: ...
+    ) -> Self: ...
     @property
     def n_pages(self) -> int: ...
     @property
@@ -55,7 +55,7 @@ class Ledger:
 
 @final
 class Snapshot:
-    def __init__(self, ledger: Ledger) -> None: ...
+    def __new__(cls, ledger: Ledger) -> Self: ...
     @property
     def ledger(self) -> Ledger: ...
     def records(self) -> npt.NDArray[np.void]: ...

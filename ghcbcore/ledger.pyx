@@ -99,7 +99,7 @@ cdef class Ledger:
 
     All views of ``n_pages`` frames, 0 to ``n_pages`` - 1.
 
-    At first every frame belongs to the hypervisor, is not mapped, listed nowhere, written in plain text.
+    At first every frame belongs to the hypervisor, is not mapped, listed nowhere, never written.
 
     Parameters
     ----------
@@ -140,7 +140,7 @@ cdef class Ledger:
         self.tree.store.max_bytes = 0 if max_bytes is None else _number(max_bytes, "max_bytes", (1 << 63) - 1)
         self.root = np.zeros((n + (1 << clib.GHCB_TREE_NODE_SHIFT) - 1) >> clib.GHCB_TREE_NODE_SHIFT, np.uint64)
         slots = self.root
-        frame.word = 0
+        frame.word = <uint64_t> clib.FRAME_KEY_NONE << clib.FRAME_KEY_SHIFT
         frame.gfn = 0
         if clib.ghcb_tree_open(&self.tree, &slots[0], n, &frame) != clib.GHCB_OK:
             raise MemoryError(f"no room for a ledger in max_bytes = {max_bytes}")

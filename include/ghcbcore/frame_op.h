@@ -67,6 +67,7 @@
 
 /* Key slots, as the memory controllers of Genoa have them. */
 #define FRAME_KEY_PLAIN 0
+#define FRAME_KEY_NONE 1022 /* a reserved slot: nobody has written there */
 #define FRAME_KEY_SME 1023
 
 /* Switches: where the sources differ or do not say. */
