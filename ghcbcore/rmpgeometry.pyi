@@ -1,4 +1,4 @@
-from typing import Any, Final, NamedTuple, TypeAlias, final
+from typing import Any, Final, NamedTuple, Never, TypeAlias, final
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +48,7 @@ class Segment(NamedTuple):
 @final
 class Geometry:
     registers: Final[tuple[Any, ...]]
+    def __init__(self, *args: Never, **kwargs: Never) -> None: ...
     @property
     def base(self) -> int: ...
     @property

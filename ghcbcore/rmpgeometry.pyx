@@ -253,7 +253,12 @@ cdef class Geometry:
     ``registers`` is what it was made of: the arguments of the one or the other.
     """
 
-    def __init__(self):
+    def __cinit__(self):
+        # a table of nothing, for whoever goes past __init__
+        self.made.shift = _lib.RMP_ADDRESS_BITS
+        self.registers = (0, -1)
+
+    def __init__(self, *args, **kwargs):
         raise TypeError("a Geometry is made by contiguous() or segments()")
 
     @property

@@ -241,6 +241,16 @@ def test_a_geometry_is_made_by_functions_and_shows_itself():
         rmpgeometry.contiguous(0x51500000, 0x11DFFFFF)
 
 
+def test_a_geometry_that_nobody_made_has_no_entry():
+    empty = rmpgeometry.Geometry.__new__(rmpgeometry.Geometry)
+    assert (empty.n_entries, empty.n_segments) == (0, 0)
+    assert rmpgeometry.has_entry(empty, u64(0, 1 << 40, (1 << 64) - 1)).tolist() == [False] * 3
+    assert rmpgeometry.coverage(empty).shape == (0, 2)
+    assert rmpgeometry.places(empty)[1].tolist() == [[0, 0]]
+    with pytest.raises(OutOfRange, match="spas"):
+        rmpgeometry.pages_of(empty, u64(0))
+
+
 @pytest.mark.parametrize("wrong", ["0x2401", 36.0, None])
 def test_a_register_that_is_no_integer_is_refused_by_name(wrong):
     with pytest.raises(TypeError, match="cfg is "):
