@@ -290,6 +290,66 @@ cdef class Ledger:
         self._end(status, done.n_done, at)
         return Done(event, done.n_done, done.n_changed, _answer(&done, n == 1))
 
+    def spans(self, op, const uint64_t[::1] firsts not None, const uint64_t[::1] lengths not None):
+        """Let something happen to several ranges in the order of arrays, as one event.
+
+        Parameters
+        ----------
+        op : Op
+        firsts, lengths : uint64 arrays, shape (n,), C-contiguous
+            Each range as ``range`` takes it.
+
+        Returns
+        -------
+        Done
+            ``n_done`` counts frames, of all ranges one after the other.
+
+        Raises
+        ------
+        OutOfRange, Unaligned
+            ``firsts[3] = 0x..., lengths[3] = 0x...``: not within the guest, or no multiples. Ranges before
+            it are done.
+        MemoryError
+            Frames before the one named are done.
+        """
+        cdef clib.ghcb_frame_op_t one
+        cdef clib.ghcb_tree_done_t done
+        cdef uint64_t i = 0, n = firsts.shape[0], before = 0, each
+        cdef int status = clib.GHCB_OK
+        _op_of(op, &one)
+        if lengths.shape[0] != firsts.shape[0]:
+            raise ValueError(f"firsts has {n} elements, lengths has {lengths.shape[0]}")
+        memset(&done, 0, sizeof(done))
+        each = _pages_each(&one)
+        self._begin()
+        with nogil:
+            for i in range(n):
+                if firsts[i] > self.tree.n_pages or lengths[i] > self.tree.n_pages - firsts[i]:
+                    status = clib.GHCB_E_OUT_OF_RANGE
+                elif (firsts[i] | lengths[i]) & (each - 1):
+                    status = clib.GHCB_E_UNALIGNED
+                else:
+                    before = done.n_done
+                    status = clib.ghcb_tree_split_around(&self.tree, &one, firsts[i], firsts[i] + lengths[i])
+                if status == clib.GHCB_OK:
+                    status = clib.ghcb_tree_range(
+                        &self.tree, &one, firsts[i], firsts[i] + lengths[i], &done
+                    )
+                if status != clib.GHCB_OK or done.n_done - before < lengths[i]:
+                    break
+        event = self.tree.event
+        at = ""
+        if status == clib.GHCB_STORE_NO_MEMORY:
+            at = f"frame {firsts[i] + done.n_done - before:#x}"
+        elif status != clib.GHCB_OK:
+            at = f"firsts[{i}] = {firsts[i]:#x}, lengths[{i}] = {lengths[i]:#x}: " + (
+                f"the guest ends with frame {self.tree.n_pages - 1:#x}"
+                if status == clib.GHCB_E_OUT_OF_RANGE
+                else f"must be multiples of {each:#x}"
+            )
+        self._end(status, done.n_done, at)
+        return Done(event, done.n_done, done.n_changed, _answer(&done, 0))
+
     def move(self, source, destination, asid, size=0):
         """Firmware's PAGE_MOVE between two frames, or two pages of 2 MiB; a ``Done`` as of ``array``.
 

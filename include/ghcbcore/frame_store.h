@@ -24,12 +24,15 @@
 #define GHCB_STORE_BLOCK ((size_t)1 << 18)
 #define GHCB_STORE_CLASSES 6
 #define GHCB_STORE_SPARE 16 /* empty blocks that are kept */
+#define GHCB_STORE_NO_MEMORY (-1)
+
+/* cffi: begin */
 #define GHCB_STORE_NONE 0
 #define GHCB_STORE_BEYOND 1
-#define GHCB_STORE_NO_MEMORY (-1)
-#define GHCB_STORE_FREED UINT64_MAX /* n_pages of a number that is not in use */
-#define GHCB_SINCE_EARLIER 0x80000000U /* of an event: this one or one before it */
-#define GHCB_SINCE_EVENT 0x7fffffffU
+#define GHCB_STORE_FREED 0xffffffffffffffff /* n_pages of a number that is not in use */
+#define GHCB_SINCE_EARLIER 0x80000000       /* of an event: this one or one before it */
+#define GHCB_SINCE_EVENT 0x7fffffff
+/* cffi: end */
 
 typedef struct ghcb_record {
     ghcb_frame_t frame;
