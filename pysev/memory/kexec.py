@@ -68,7 +68,8 @@ class KexecPages:
     def share(self) -> None:
         """Make buffers and GHCBs shared; leaves are split where they do not fit."""
         self._shared(*_spans(self.shared), "share buffers")
-        self._shared(self.ghcb_frames, np.ones_like(self.ghcb_frames), "share GHCBs")
+        alone = self.ghcb_frames[~self._are_shared(self.ghcb_frames)]  # others lie in a shared leaf
+        self._shared(alone, np.ones_like(alone), "share GHCBs")
 
     def finish(self) -> None:
         """snp_kexec_finish: every shared leaf that holds no GHCB, then those that do."""
@@ -94,6 +95,10 @@ class KexecPages:
 
     def _extents(self) -> tuple[U64, U64]:
         return self.memory.frames_of(self.where)
+
+    def _are_shared(self, frames: U64) -> NDArray[np.bool_]:
+        at, _, views = self.memory.views()
+        return np.asarray(views["mapping"][at.ids(frames)] == lib.FRAME_SHARED)
 
     def _leaves(self, firsts: U64, lengths: U64) -> tuple[U64, U64]:
         """The shared leaves of the page table: runs cut at the ends of 2 MiB regions."""

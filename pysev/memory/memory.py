@@ -22,7 +22,6 @@ from ghcbcore import frameview, psc
 from ghcbcore._cffi import lib
 from ghcbcore.errors import OutOfRange
 from ghcbcore.frame import Op
-from ghcbcore.frame import result as take_apart
 from ghcbcore.ledger import Done, Ledger, Snapshot
 from pysev.memmap import MemoryMap, parse_size
 
@@ -237,9 +236,7 @@ class Memory:
 
     # The guest's side
 
-    def map_as(
-        self, frames: Frames, mapping: str, *, leaf: str = "4K", label: str = ""
-    ) -> Outcome:
+    def map_as(self, frames: Frames, mapping: str, *, leaf: str = "4K", label: str = "") -> Outcome:
         """Change the guest's page table: ``"shared"``, ``"private"`` or ``"unmapped"``."""
         value = words.number_of(mapping, words.MAPPING_NUMBERS, "mapping")
         size = words.number_of(leaf, words.LEAF_NUMBERS, "leaf")
@@ -394,7 +391,9 @@ class Memory:
         """And has left them."""
         return self.do(Op(lib.FRAME_OP_VMEXIT), frames, label)
 
-    def firmware(self, command: str, frames: Frames, *, label: str = "", **operands: int) -> Outcome:
+    def firmware(
+        self, command: str, frames: Frames, *, label: str = "", **operands: int
+    ) -> Outcome:
         """A page command of firmware by its name in ``pysev.tables.frames``, e.g. ``"SNP_PAGE_RECLAIM"``.
 
         ``operands`` are those of ``ghcbcore.frame.Op``.
@@ -432,7 +431,9 @@ class Memory:
                 last = self.rmpupdate(frame, op == private, size=name, label=label)
                 if last:
                     n_pages = lib.FRAME_REGION if size else 1
-                    self.list_as((frame, n_pages), "private" if op == private else "shared", label=label)
+                    self.list_as(
+                        (frame, n_pages), "private" if op == private else "shared", label=label
+                    )
             elif op == lib.GHCB_PSC_OP_PSMASH:
                 last = self.psmash(frame, label=label)
             else:
@@ -501,11 +502,16 @@ class Memory:
             listed=words.LISTED_NAMES[int(view["listed"])],
             key=words.key_name(int(view["key"])),
             disagreements=tuple(words.disagreements_of(int(view["differ"]))),
-            since={name: words.event_number(n) for name, n in zip(words.VIEW_NAMES, one.since, strict=True)},
+            since={
+                name: words.event_number(n)
+                for name, n in zip(words.VIEW_NAMES, one.since, strict=True)
+            },
             since_is_exact=not any(words.is_earlier(n) for n in one.since),
         )
 
-    def views(self, at: Snapshot | None = None) -> tuple[Snapshot, NDArray[np.void], NDArray[np.void]]:
+    def views(
+        self, at: Snapshot | None = None
+    ) -> tuple[Snapshot, NDArray[np.void], NDArray[np.void]]:
         """Return a snapshot, its records and, for each of them, the views taken apart."""
         at = at or self.snapshot()
         records = at.records()
@@ -556,7 +562,9 @@ class Memory:
         parts = []
         position = 0
         while position < self.n_pages:
-            firsts, lengths, _, position = at.runs(classes, position, self.n_pages - position, MAX_RUNS)
+            firsts, lengths, _, position = at.runs(
+                classes, position, self.n_pages - position, MAX_RUNS
+            )
             parts.append((firsts, lengths))
         return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
@@ -598,7 +606,9 @@ class Memory:
             what = words.DISAGREEMENT_TEXTS[name]
             found += [
                 Disagreement(name, first, n, what, words.event_number(int(events[c - 1])))
-                for first, n, c in zip(firsts.tolist(), lengths.tolist(), which.tolist(), strict=True)
+                for first, n, c in zip(
+                    firsts.tolist(), lengths.tolist(), which.tolist(), strict=True
+                )
             ]
         return found
 
@@ -635,7 +645,9 @@ def _all(steps: Iterable[Callable[[], Outcome]]) -> Outcome:
 
 def _one(frame: int) -> int:
     if not isinstance(frame, int | np.integer):
-        raise TypeError(f"frames is {type(frame).__name__}: must be an integer, (first, n) or an array")
+        raise TypeError(
+            f"frames is {type(frame).__name__}: must be an integer, (first, n) or an array"
+        )
     if frame < 0 or frame >> 64:
         raise OutOfRange(f"frame {frame:#x} does not fit 64 bits")
     return int(frame)
@@ -643,7 +655,9 @@ def _one(frame: int) -> int:
 
 def _as_frames(frames: NDArray[Any]) -> U64:
     if frames.dtype.kind not in "iu" or frames.ndim != 1:
-        raise OutOfRange(f"frames: dtype {frames.dtype}, shape {frames.shape}; must be integers (n,)")
+        raise OutOfRange(
+            f"frames: dtype {frames.dtype}, shape {frames.shape}; must be integers (n,)"
+        )
     if frames.dtype.kind == "i" and len(frames) and frames.min() < 0:
         raise OutOfRange(f"frames[{int(frames.argmin())}] = {int(frames.min())} is negative")
     return np.ascontiguousarray(frames, np.uint64)

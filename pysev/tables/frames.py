@@ -44,7 +44,9 @@ OPERATIONS = (
     Code("RMPUPDATE", lib.FRAME_OP_RMPUPDATE, "the hypervisor changes the RMP entry"),
     Code("PSMASH", lib.FRAME_OP_PSMASH, "the hypervisor splits a 2 MiB entry"),
     Code("PVALIDATE", lib.FRAME_OP_PVALIDATE, "the guest validates, or takes it back"),
-    Code("RMPADJUST", lib.FRAME_OP_RMPADJUST, "the guest changes rights of a VMPL, or makes a VMSA"),
+    Code(
+        "RMPADJUST", lib.FRAME_OP_RMPADJUST, "the guest changes rights of a VMPL, or makes a VMSA"
+    ),
     Code("RMPQUERY", lib.FRAME_OP_RMPQUERY, "the guest asks for rights of a VMPL"),
     Code("VMRUN", lib.FRAME_OP_VMRUN, "a CPU takes a VMCB or VMSA into use"),
     Code("VMEXIT", lib.FRAME_OP_VMEXIT, "a CPU has left a VMCB or VMSA"),
@@ -72,7 +74,9 @@ CODES = (
     Code("FAIL_PERMISSION", lib.SEV_RMP_FAIL_PERMISSION, "the entry may not be changed"),
     Code("FAIL_INUSE", lib.SEV_RMP_FAIL_IN_USE, "the page is in use"),
     Code("FAIL_OVERLAP", lib.SEV_RMP_FAIL_OVERLAP, "a 4 KiB and a 2 MiB page overlap"),
-    Code("FAIL_SIZEMISMATCH", lib.SEV_RMP_FAIL_SIZE_MISMATCH, "the entry is of 4 KiB: use that size"),
+    Code(
+        "FAIL_SIZEMISMATCH", lib.SEV_RMP_FAIL_SIZE_MISMATCH, "the entry is of 4 KiB: use that size"
+    ),
 )
 
 DISAGREEMENTS = (
