@@ -276,6 +276,9 @@ cdef extern from "ghcbcore/machine.h" nogil:
         GHCB_OP_SKIP
         GHCB_OP_EACH
         GHCB_OP_CALL
+        GHCB_OP_FRAME
+        GHCB_FRAME_REGION_SHIFT
+        GHCB_TRACE_FRAME
         GHCB_OP_END
         GHCB_BIND_NONE
         GHCB_BIND_ANY
@@ -1036,4 +1039,20 @@ cdef extern from "ghcbcore/frame_view.h" nogil:
 
     void ghcb_frame_view(
         const ghcb_frame_t *frame, uint64_t pfn, uint64_t asid, ghcb_frame_view_t *out
+    )
+
+cdef extern from "ghcbcore/frame_record.h" nogil:
+    uint64_t GHCB_FRAME_OP_MASK
+
+    ctypedef struct ghcb_region_t:
+        uint32_t first
+        uint32_t n_frames
+
+    ctypedef struct ghcb_frames_t:
+        const ghcb_frame_op_t *ops
+        const ghcb_region_t *regions
+        ghcb_frame_rules_t rules
+
+    uint64_t ghcb_frames_carry_out(
+        const ghcb_frames_t *frames, uint64_t *g, uint64_t which, uint64_t at
     )

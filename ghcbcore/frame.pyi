@@ -3,7 +3,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Op", "Result", "apply", "entry", "move", "result"]
+__all__ = ["Op", "Result", "apply", "entry", "move", "n_frames", "result"]
 
 _Int: TypeAlias = int | np.integer[Any]
 _U64: TypeAlias = npt.NDArray[np.uint64]
@@ -26,6 +26,7 @@ class Result(NamedTuple):
 
 def result(value: _Int) -> Result: ...
 def apply(op: Op, frames: _U64, at: _Int, *, max_asid: _Int = 1006, rules: _Int = 0) -> int: ...
+def n_frames(op: Op) -> int: ...
 def entry(word: _Int, gfn: _Int, pfn: _Int) -> np.void: ...
 def move(
     op: Op, source: tuple[int, int], destination: tuple[int, int], distance: _Int

@@ -16,7 +16,7 @@ from ghcbcore cimport clib
 
 from ghcbcore import errors as _errors
 
-__all__ = ["Op", "Result", "apply", "entry", "move", "result"]
+__all__ = ["Op", "Result", "apply", "entry", "move", "n_frames", "result"]
 
 Op = _namedtuple(
     "Op",
@@ -157,6 +157,20 @@ def apply(op, uint64_t[:, ::1] frames not None, at, *, max_asid=1006, rules=0):
     held.max_asid = as_number(max_asid, "max_asid", (1 << clib.FRAME_ASID_WIDTH) - 1)
     held.flags = as_number(rules, "rules", 3)
     return clib.ghcb_frame_apply(&one, &held, <clib.ghcb_frame_t *> &frames[0, 0], n, i)
+
+
+def n_frames(op):
+    """Return how many frames the operand of an operation is: 1, 512 or 512 * 512.
+
+    Examples
+    --------
+    >>> from ghcbcore._cffi import lib
+    >>> n_frames(Op(lib.FRAME_OP_RMPUPDATE, size=1)), n_frames(Op(lib.FRAME_OP_BELIEVE, size=1))
+    (512, 1)
+    """
+    cdef clib.ghcb_frame_op_t one
+    op_from(op, &one)
+    return pages_each(&one)
 
 
 def entry(word, gfn, pfn):

@@ -2,12 +2,14 @@
 # a machine (one step from Python, `run`, `check`) comes through these two.
 
 from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memset
 
 cimport cython
 from ghcbcore cimport clib
 from ghcbcore.clib cimport (
     ghcb_alt_t,
     ghcb_event_t,
+    ghcb_frames_t,
     ghcb_host_t,
     ghcb_insn_t,
     ghcb_profile_t,
@@ -53,7 +55,7 @@ cdef inline bint enabled(
 
 
 cdef inline uint32_t one(
-    const ghcb_insn_t *insn, const ghcb_host_t *host,
+    const ghcb_insn_t *insn, const ghcb_host_t *host, const ghcb_frames_t *frames,
     uint64_t *g, uint64_t *own, uint64_t *other, uint32_t own_cpu, uint32_t other_cpu,
     ghcb_trace_t *trace,
 ) noexcept nogil:
@@ -72,6 +74,10 @@ cdef inline uint32_t one(
         a[0] += b
     elif insn.op == clib.GHCB_OP_SHR:
         a[0] = a[0] >> b if b < 64 else 0
+    elif insn.op == clib.GHCB_OP_FRAME:
+        a[0] = clib.ghcb_frames_carry_out(frames, g, insn.mask, b)
+        if trace != NULL:
+            traced_frame(insn.mask, b, a[0], trace, cpu_of(insn.a, own_cpu, other_cpu))
     elif trace == NULL:
         host_call(host, <ghcb_vcpu_t *> a, b)
     else:
@@ -84,6 +90,21 @@ cdef inline uint32_t cpu_of(uint32_t operand, uint32_t own_cpu, uint32_t other_c
     if block == clib.GHCB_BLOCK_GLOBAL:
         return 0
     return own_cpu if block == clib.GHCB_BLOCK_OWN else other_cpu
+
+
+cdef inline void traced_frame(
+    uint64_t which, uint64_t at, uint64_t result, ghcb_trace_t *trace, uint32_t cpu
+) noexcept nogil:
+    cdef ghcb_event_t *event = trace.events + trace.n
+    trace.n += 1
+    memset(event, 0, sizeof(event[0]))
+    event.time_ns = trace.now_ns
+    event.took_ns = trace.cost_ns
+    event.cpu = cpu
+    event.call = clib.GHCB_TRACE_FRAME
+    event.msr = which
+    event.sw_exit_code = at
+    event.msr_after = result
 
 
 cdef inline void traced_call(
@@ -108,7 +129,7 @@ cdef inline void traced_call(
 
 cdef inline void apply(
     const ghcb_insn_t *code, const ghcb_alt_t *alt, const ghcb_profile_t *profile,
-    uint64_t *g, uint64_t *own, uint64_t *other,
+    const ghcb_frames_t *frames, uint64_t *g, uint64_t *own, uint64_t *other,
     uint64_t *slices, Py_ssize_t n_slices, Py_ssize_t n_slice, ghcb_trace_t *trace,
 ) noexcept nogil:
     """Apply an alternative. ``trace`` may be NULL; ``own`` and ``other`` lie in ``slices`` if not."""
@@ -131,14 +152,14 @@ cdef inline void apply(
     cdef Py_ssize_t k
     while i < end:
         if code[i].op != clib.GHCB_OP_EACH:
-            i += 1 + one(code + i, &host, g, own, other, own_cpu, other_cpu, trace)
+            i += 1 + one(code + i, &host, frames, g, own, other, own_cpu, other_cpu, trace)
             continue
         block_end = i + 1 + code[i].skip
         for k in range(n_slices):
             j = i + 1
             while j < block_end:
                 j += 1 + one(
-                    code + j, &host, g, own, slices + k * n_slice, own_cpu, <uint32_t> (k + 1), trace
+                    code + j, &host, frames, g, own, slices + k * n_slice, own_cpu, <uint32_t> (k + 1), trace
                 )
         i = block_end
 
@@ -157,5 +178,10 @@ cdef class Program:
     cdef const ghcb_insn_t *code
     cdef const ghcb_alt_t *alt
     cdef const ghcb_role_t *role
+    cdef readonly object frame_ops
+    cdef readonly object regions
+    cdef Py_ssize_t n_frame_ops
+    cdef Py_ssize_t n_regions
+    cdef ghcb_frames_t frames
     cdef const uint32_t *first_alt  # of each position; one more entry closes the table
     cdef Py_ssize_t _n_cpus(self, const uint64_t[::1] record) except -1

@@ -1,14 +1,27 @@
+from collections.abc import Sequence
 from typing import Final, Self, SupportsIndex, final
 
 import numpy as np
 import numpy.typing as npt
 
+from ghcbcore.frame import Op
 from ghcbcore.profile import Profile
 
-__all__ = ["ALT_DTYPE", "INSN_DTYPE", "ROLE_DTYPE", "Program"]
+__all__ = [
+    "ALT_DTYPE",
+    "FRAME_OP_DTYPE",
+    "INSN_DTYPE",
+    "MAX_FRAMES",
+    "REGION_DTYPE",
+    "ROLE_DTYPE",
+    "Program",
+]
 
 ALT_DTYPE: Final[np.dtype[np.void]]
+FRAME_OP_DTYPE: Final[np.dtype[np.void]]
 INSN_DTYPE: Final[np.dtype[np.void]]
+MAX_FRAMES: Final[int]
+REGION_DTYPE: Final[np.dtype[np.void]]
 ROLE_DTYPE: Final[np.dtype[np.void]]
 
 @final
@@ -21,6 +34,8 @@ class Program:
         n_global: SupportsIndex,
         n_slice: SupportsIndex,
         profile: Profile,
+        frame_ops: Sequence[Op] | None = None,
+        regions: Sequence[tuple[int, int]] | None = None,
     ) -> Self: ...
     @property
     def insns(self) -> npt.NDArray[np.void]: ...
@@ -36,6 +51,10 @@ class Program:
     def n_slice(self) -> int: ...
     @property
     def n_roles(self) -> int: ...
+    @property
+    def frame_ops(self) -> npt.NDArray[np.void]: ...
+    @property
+    def regions(self) -> npt.NDArray[np.void]: ...
     @property
     def profile(self) -> Profile: ...
     @property

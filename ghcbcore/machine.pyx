@@ -15,20 +15,34 @@ from ghcbcore import errors as _errors
 
 cimport cython
 from ghcbcore cimport clib
-from ghcbcore.clib cimport ghcb_alt_t, ghcb_insn_t, ghcb_role_t
+from ghcbcore.clib cimport ghcb_alt_t, ghcb_frame_op_t, ghcb_insn_t, ghcb_region_t, ghcb_role_t
+from ghcbcore.frame cimport op_from
 from ghcbcore.profile cimport Profile
 from libc.stdint cimport uint32_t, uint64_t
 
 _VM_CALLS = frozenset((clib.GHCB_CALL_VMGEXIT, clib.GHCB_CALL_SHUTDOWN))  # these write ghcb_vm_t
 
-__all__ = ["ALT_DTYPE", "INSN_DTYPE", "ROLE_DTYPE", "Program"]
+__all__ = [
+    "ALT_DTYPE",
+    "FRAME_OP_DTYPE",
+    "INSN_DTYPE",
+    "MAX_FRAMES",
+    "REGION_DTYPE",
+    "ROLE_DTYPE",
+    "Program",
+]
 
 cdef ghcb_insn_t _insn
 cdef ghcb_alt_t _alt
 cdef ghcb_role_t _role
+cdef ghcb_frame_op_t _frame_op
+cdef ghcb_region_t _region
 INSN_DTYPE = _np.asarray(<ghcb_insn_t[:1]> &_insn).dtype
 ALT_DTYPE = _np.asarray(<ghcb_alt_t[:1]> &_alt).dtype
 ROLE_DTYPE = _np.asarray(<ghcb_role_t[:1]> &_role).dtype
+FRAME_OP_DTYPE = _np.asarray(<ghcb_frame_op_t[:1]> &_frame_op).dtype
+REGION_DTYPE = _np.asarray(<ghcb_region_t[:1]> &_region).dtype
+MAX_FRAMES = 512
 
 
 def _frozen(name, array, dtype):
@@ -41,7 +55,7 @@ def _frozen(name, array, dtype):
 
 @cython.final
 cdef class Program:
-    """Program(insns, alts, roles, n_global, n_slice, profile)\n--\n
+    """Program(insns, alts, roles, n_global, n_slice, profile, frame_ops=None, regions=None)\n--\n
     Parameters
     ----------
     insns : array of INSN_DTYPE, shape (n,)
@@ -52,6 +66,9 @@ cdef class Program:
         Words of the global part and of a slice.
     profile : ghcbcore.profile.Profile
         The host that CALL reaches.
+    frame_ops : sequence of ghcbcore.frame.Op, optional
+    regions : sequence of (first word, n_frames), optional
+        What instructions on frames name: operations, and where frames lie in the global part.
 
     Attributes
     ----------
@@ -67,7 +84,8 @@ cdef class Program:
     """
 
     # not __init__: an object that was not checked, or is checked twice, must not exist
-    def __cinit__(self, insns, alts, roles, Py_ssize_t n_global, Py_ssize_t n_slice, Profile profile not None):
+    def __cinit__(self, insns, alts, roles, Py_ssize_t n_global, Py_ssize_t n_slice,
+                  Profile profile not None, frame_ops=None, regions=None):
         self.insns = _frozen("insns", insns, INSN_DTYPE)
         self.alts = _frozen("alts", alts, ALT_DTYPE)
         self.roles = _frozen("roles", roles, ROLE_DTYPE)
@@ -82,6 +100,7 @@ cdef class Program:
         if profile.c.guest == clib.GHCB_GUEST_SNP:
             # AP creation reaches another vCPU's words, and an alternative cannot say so yet
             raise _errors.OutOfRange("guest: flows of SNP guests are not served yet")
+        self._take_frames(frame_ops or (), regions or ())
         self._check_roles()
         self._check_alts()
         cdef const ghcb_insn_t[::1] code = self.insns
@@ -92,6 +111,38 @@ cdef class Program:
         self.alt = &alt[0]
         self.role = &role[0]
         self.first_alt = &first[0]
+
+    def _take_frames(self, frame_ops, regions):
+        """Check the tables that instructions on frames name, and keep them."""
+        cdef clib.ghcb_frame_op_t one
+        cdef const ghcb_region_t[::1] places
+        ops = _np.zeros(max(1, len(frame_ops)), FRAME_OP_DTYPE)
+        cdef clib.ghcb_frame_op_t[::1] into = ops
+        for i, given in enumerate(frame_ops):
+            op_from(given, &one)
+            into[i] = one
+        self.n_frame_ops = len(frame_ops)
+        rows = [(int(first), int(n)) for first, n in regions]
+        for i, (first, n) in enumerate(rows):
+            if not 0 < n <= MAX_FRAMES or not 0 <= first <= self.n_global - 2 * n:
+                raise _errors.OutOfRange(f"regions[{i}]: {n} frames from word {first}")
+        self.frame_ops = _frozen("frame_ops", ops, FRAME_OP_DTYPE)
+        self.regions = _frozen("regions", _np.array(rows or [(0, 0)], REGION_DTYPE), REGION_DTYPE)
+        self.n_regions = len(rows)
+        cdef const clib.ghcb_frame_op_t[::1] kept = self.frame_ops
+        places = self.regions
+        self.frames.ops = &kept[0]
+        self.frames.regions = &places[0]
+        self.frames.rules.flags = 0
+        self.frames.rules.max_asid = (1 << clib.FRAME_ASID_WIDTH) - 2
+
+    def _check_frame(self, where, insn):
+        region = int(insn["mask"]) >> clib.GHCB_FRAME_REGION_SHIFT
+        op = int(insn["mask"]) & clib.GHCB_FRAME_OP_MASK
+        if op >= self.n_frame_ops or region >= self.n_regions:
+            raise _errors.OutOfRange(f"{where}: operation {op} on region {region} of frames")
+        if not insn["b_is_word"] and insn["imm"] >= self.regions[region]["n_frames"]:
+            raise _errors.OutOfRange(f"{where}: frame {insn['imm']} of region {region}")
 
     def _check_roles(self):
         if not 1 <= self.n_roles <= 64:
@@ -166,6 +217,8 @@ cdef class Program:
                     raise _errors.OutOfRange(f"{where}: block {block}, word {index}")
             if op == clib.GHCB_OP_CALL and (insn["b_is_word"] or insn["imm"] >= clib.GHCB_CALL_END):
                 raise _errors.OutOfRange(f"{where}: host function {insn['imm']}")
+            if op == clib.GHCB_OP_FRAME:
+                self._check_frame(where, insn)
             if op == clib.GHCB_OP_EACH:
                 if in_each:
                     raise _errors.OutOfRange(f"{where}: EACH inside an EACH")
@@ -197,6 +250,8 @@ cdef class Program:
                 reads.add(int(insn["b"]))
             if op <= clib.GHCB_OP_LAST_TEST:
                 reads.add(a)
+            elif op == clib.GHCB_OP_FRAME:
+                return True  # frames are words that all turns share
             elif op == clib.GHCB_OP_CALL:
                 if a >> clib.GHCB_BLOCK_SHIFT != clib.GHCB_BLOCK_OTHER or insn["imm"] in _VM_CALLS:
                     return True  # reaches words that all turns share
@@ -292,4 +347,4 @@ cdef class Program:
         cdef uint64_t *t = slices + other * self.n_slice if a.binds else s
         if s[role.pc_word] != a.pc or not enabled(self.code, a, g, s, t):
             raise _errors.StateConflict(f"alt {alt}, own {own}, other {other}: not possible here")
-        apply(self.code, a, &self.profile.c, g, s, t, slices, n, self.n_slice, NULL)
+        apply(self.code, a, &self.profile.c, &self.frames, g, s, t, slices, n, self.n_slice, NULL)

@@ -199,6 +199,11 @@ cdef class Simulator:
                 if insn["op"] == clib.GHCB_OP_CALL:
                     words |= {int(insn["a"]) + i for i in vcpu} | set(range(clib.GHCB_VM_WORDS))
                     n_calls += 1
+                elif insn["op"] == clib.GHCB_OP_FRAME:
+                    region = program.regions[int(insn["mask"]) >> clib.GHCB_FRAME_REGION_SHIFT]
+                    first = int(region["first"])
+                    words |= {int(insn["a"])} | set(range(first, first + 2 * int(region["n_frames"])))
+                    n_calls += 1
                 elif insn["op"] in (clib.GHCB_OP_SET, clib.GHCB_OP_ADD, clib.GHCB_OP_SHR):
                     words.add(int(insn["a"]))
             writes += sorted(words)
@@ -555,7 +560,7 @@ cdef class Simulator:
             with gil:
                 self._reserve_events(self.n_calls[a])
         apply(
-            self.program.code, alt, &self.program.profile.c, self.g, own, other_slice,
+            self.program.code, alt, &self.program.profile.c, &self.program.frames, self.g, own, other_slice,
             self.slices, self.n_others, self.program.n_slice, &self.trace,
         )
         self.n_steps += 1

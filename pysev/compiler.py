@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ghcbcore._cffi import lib
+from ghcbcore.frame import Op as FrameOp
 from ghcbcore.machine import ALT_DTYPE, INSN_DTYPE, ROLE_DTYPE, Program
 
 from .flow import WORD, Agent, Effect, Field, Flow, FlowError, Op, Value, as_word, jump
@@ -85,6 +86,8 @@ class Compiler:
             len(self.flow._initial_global),
             len(self.flow._initial_cpu),
             self.flow.profile,
+            self.flow.frame_ops,
+            self.flow.regions,
         )
         return Compiled(self.flow, program, n_others, tuple(ops))
 
@@ -161,10 +164,22 @@ class Compiler:
             for inner in e.body:
                 self._effect(inner, replace(scope, other=True, in_each=True))
             self._fill(scope, at, lib.GHCB_OP_EACH, None, 0, WORD)
+        elif e.frame is not None and not isinstance(e.value, str):
+            self._emit(scope, e.opcode, e.target, e.value, self._frame(e.frame, scope))
         elif isinstance(e.value, str):
             self._emit(scope, e.opcode, e.target, self._label_index(e, scope.where), e.mask)
         else:
             self._emit(scope, e.opcode, e.target, e.value, e.mask)
+
+    def _frame(self, frame: tuple[int, FrameOp], scope: _Scope) -> int:
+        """Return the mask of an instruction on a frame: the operation and the region by number."""
+        number, what = frame
+        if number >= len(self.flow.regions):
+            raise FlowError(f"{scope.where}: the region of frames is another flow's")
+        if what not in self.flow.frame_ops:
+            self.flow.frame_ops.append(what)
+        which = self.flow.frame_ops.index(what)
+        return int(number << lib.GHCB_FRAME_REGION_SHIFT | which)
 
     def _conditional(self, e: Effect, scope: _Scope) -> None:
         tests = [(test, self._hole()) for test in e.tests]

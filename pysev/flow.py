@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ghcbcore import errors
 from ghcbcore._cffi import lib
+from ghcbcore.frame import Op as FrameOp
 from ghcbcore.host import VCPU_DTYPE, VM_DTYPE
 from ghcbcore.profile import Profile
 
@@ -44,6 +45,7 @@ from .layout import Part
 
 if TYPE_CHECKING:
     from .compiler import Compiled
+    from .frames import FrameRegion
     from .states import States
 
 __all__ = [
@@ -150,6 +152,7 @@ class Effect:
     tests: tuple[Test, ...] = ()
     body: tuple[Effect, ...] = ()
     otherwise: tuple[Effect, ...] = ()
+    frame: tuple[int, FrameOp] | None = None
 
 
 def put(target: Field, value: Value) -> Effect:
@@ -426,6 +429,9 @@ class Flow:
         self.agents: list[Agent] = []
         self.properties: list[Property] = []
         self.memories: list[Memory] = []
+        self.regions: list[tuple[int, int]] = []
+        self.frame_regions: list[FrameRegion] = []
+        self.frame_ops: list[FrameOp] = []
         self.value_names: dict[str, type[enum.IntEnum]] = {}
         self.cpu_states: list[tuple[str, Callable[[States], Any]]] = []
         self._initial_global: list[int] = []

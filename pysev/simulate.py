@@ -21,7 +21,9 @@ from ghcbcore.simulator import Simulator
 from . import events
 from .checking import DEADLOCK, evaluate
 from .flow import Flow
+from .frames import follow
 from .machine import Machine
+from .memory import Memory
 from .states import States
 
 __all__ = ["RunResult", "run"]
@@ -90,8 +92,8 @@ class RunResult:
         return out
 
 
-def run(flow: Flow, machine: Machine, seed: int = 0) -> RunResult:
-    """Run a flow once.
+def run(flow: Flow, machine: Machine, seed: int = 0, *, memory: Memory | None = None) -> RunResult:
+    """Run a flow once; with ``memory``, what happens to its frames happens there as well.
 
     Raises
     ------
@@ -99,6 +101,8 @@ def run(flow: Flow, machine: Machine, seed: int = 0) -> RunResult:
         ``seed`` does not fit into 64 bits, or the number of CPUs is not possible.
     PropertyError
         A property raised or returned something else than one bool a state.
+    FlowError
+        With ``memory``: frames of the flow do not say which pages they stand for.
     """
     if not 0 <= seed < 1 << 64:
         raise OutOfRange(f"seed {seed}: does not fit into 64 bits")
@@ -124,7 +128,10 @@ def run(flow: Flow, machine: Machine, seed: int = 0) -> RunResult:
     verdict = "violated" if set(broken) - {DEADLOCK} else "deadlock" if broken else "holds"
     if going and not broken:
         verdict = "unknown"
-    trace = simulator.events()
+    everything = simulator.events()
+    if memory is not None:
+        follow(flow, machine, memory, everything, record)
+    trace = everything[everything["call"] != lib.GHCB_TRACE_FRAME]
     return RunResult(
         flow=flow.name,
         seed=seed,

@@ -37,11 +37,20 @@
 #define GHCB_OP_SKIP 8 /* go on `skip` instructions further */
 #define GHCB_OP_EACH 9 /* run the next `skip` instructions once with each slice as OTHER */
 #define GHCB_OP_CALL 10 /* host function b on the ghcb_vcpu_t that starts at word a */
-#define GHCB_OP_END 11
+#define GHCB_OP_FRAME 11 /* a = result of an operation on frame b of a region; the mask says which */
+#define GHCB_OP_END 12
+
+/* the mask of GHCB_OP_FRAME: index of the operation, index of the region */
+#define GHCB_FRAME_OP_MASK 0xffffffff
+#define GHCB_FRAME_REGION_SHIFT 32
 
 /* ghcb_alt_t.binds: which other CPU stands for OTHER */
 #define GHCB_BIND_NONE 0
 #define GHCB_BIND_ANY 1 /* any other CPU for which the guards hold */
+
+/* ghcb_event_t.call of an operation on a frame: `msr` has the mask, `sw_exit_code` the frame and
+ * `msr_after` the result */
+#define GHCB_TRACE_FRAME 0x100
 
 #define GHCB_MAX_CPUS 8192 /* NR_CPUS of Linux with CONFIG_MAXSMP */
 /* cffi: end */
