@@ -1055,4 +1055,60 @@ cdef extern from "ghcbcore/frame_record.h" nogil:
 
     uint64_t ghcb_frames_carry_out(
         const ghcb_frames_t *frames, uint64_t *g, uint64_t which, uint64_t at
+
+cdef extern from "ghcbcore/aes.h" nogil:
+    enum:
+        GHCB_AES_BLOCK
+        GHCB_AES_KEY_128
+        GHCB_AES_KEY_256
+        GHCB_AES_PATH_PORTABLE
+        GHCB_AES_N_PATHS
+    int ghcb_aes_best_path()
+
+cdef extern from "ghcbcore/cipher.h" nogil:
+    enum:
+        GHCB_CIPHER_XE
+        GHCB_CIPHER_XEX
+        GHCB_CIPHER_XTS
+        GHCB_CIPHER_FIRST_BIT
+        GHCB_CIPHER_N_PUBLISHED
+        GHCB_CIPHER_ADDRESS_BITS
+        GHCB_CIPHER_UNIT_SHIFT
+        GHCB_CIPHER_UNIT_SHIFT_MIN
+        GHCB_CIPHER_UNIT_SHIFT_MAX
+        GHCB_CIPHER_HIDDEN
+        GHCB_CIPHER_LINE
+        GHCB_CIPHER_SORT_KEY
+        GHCB_CIPHER_SORT_TWEAK
+        GHCB_KEY_SLOT_NONE
+        GHCB_KEY_SLOT_FIRST_ASID
+        GHCB_KEY_SLOT_LAST_ASID
+        GHCB_KEY_SLOT_IOMMU
+        GHCB_KEY_SLOT_SME
+
+    ctypedef uint8_t ghcb_block_t[16]
+    ctypedef struct ghcb_tweaks_t:
+        pass
+    ctypedef struct ghcb_cipher_t:
+        pass
+    int ghcb_tweaks_init(ghcb_tweaks_t *tweaks, const ghcb_block_t *constants, size_t n)
+    size_t ghcb_tweaks_published(ghcb_block_t *out)
+    void ghcb_tweak(const ghcb_tweaks_t *tweaks, uint64_t spa, uint8_t *out)
+    int ghcb_cipher_key_fits(uint32_t mode, size_t n_bytes)
+    int ghcb_cipher_init(
+        ghcb_cipher_t *cipher, uint32_t mode, const uint8_t *key, size_t n_bytes,
+        const ghcb_tweaks_t *address, uint32_t unit_shift, uint32_t path
+    )
+    void ghcb_cipher_draw(
+        const uint8_t *seed, uint64_t sort, uint64_t which, uint64_t times, uint8_t *out,
+        size_t n_bytes
+    )
+    int ghcb_cipher_channel_key(
+        uint32_t mode, const uint8_t *seed, size_t n_bytes, uint64_t channel, uint8_t *out
+    )
+
+cdef extern from "ghcbcore/cipher_many.h" nogil:
+    void ghcb_cipher_crypt(
+        const ghcb_cipher_t *cipher, int decrypt, const uint8_t *data, uint8_t *out, uint64_t spa,
+        size_t n_bytes
     )
