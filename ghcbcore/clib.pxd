@@ -1090,7 +1090,7 @@ cdef extern from "ghcbcore/cipher.h" nogil:
     ctypedef struct ghcb_tweaks_t:
         pass
     ctypedef struct ghcb_cipher_t:
-        pass
+        uint64_t stream_from
     int ghcb_tweaks_init(ghcb_tweaks_t *tweaks, const ghcb_block_t *constants, size_t n)
     size_t ghcb_tweaks_published(ghcb_block_t *out)
     void ghcb_tweak(const ghcb_tweaks_t *tweaks, uint64_t spa, uint8_t *out)

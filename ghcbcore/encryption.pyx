@@ -208,7 +208,7 @@ cdef class Cipher:
 
     def __cinit__(
         self, mode, key, tweaks=None, *, unit_bytes=1 << clib.GHCB_CIPHER_UNIT_SHIFT, n_channels=1,
-        channel_bytes=4096, _path=None,
+        channel_bytes=4096, _path=None, _stream_from=None,
     ):
         if key is None:
             raise TypeError("key is None, not bytes")
@@ -252,6 +252,8 @@ cdef class Cipher:
             clib.ghcb_cipher_init(
                 &self.channels[i], number, own, n, &self.tweaks.c, shift, path
             )
+            if _stream_from is not None:
+                self.channels[i].stream_from = _stream_from
 
     cdef void crypt(
         self, bint decrypt, const uint8_t *data, uint8_t *out, uint64_t spa, uint64_t n_bytes
@@ -296,7 +298,7 @@ cdef class Cipher:
 
         Notes
         -----
-        Releases the GIL. Speed: ``docs/benchmarks.md``.
+        Releases the GIL. In place is fastest where the data is larger than the caches.
         """
         return crypt_any(self, False, data, spa, out)
 

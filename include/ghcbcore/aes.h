@@ -1,8 +1,8 @@
 /* AES with keys of 128 and 256 bits: key schedule, one block, and which instructions there are.
  *
  * Everything here is written for any machine; the loops over many blocks that use the processor's
- * own instructions are in cipher_loops.h and read the same schedules. The S-box stands here once, as
- * a list of pairs; its inverse and the tables of whole rounds are made of it by the compiler.
+ * own instructions are in cipher_loops.h and read the same schedules. The S-box stands here once,
+ * as a list of pairs; its inverse and the tables of whole rounds are made of it by the compiler.
  *
  * This is a model's cipher. Its tables are read at places that depend on data and key, so timing
  * tells about them: protect nothing with it.

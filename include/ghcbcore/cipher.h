@@ -9,10 +9,10 @@
  *     XTS    c = E(m ^ X(p)) ^ X(p)      newer parts, with keys of 256 bits
  *
  * E is AES. T(p) is the XOR of one constant t_i for each address bit i from 4 on that is set, and
- * so linear: T(p ^ q) = T(p) ^ T(q). Between two blocks of 512 bytes that begin at a multiple of 512
- * differ only bits 4 to 8, so 32 sums are made once; from one such group to the next only the bits
- * below and at the lowest zero change, so their prefix sums are made once, too. All that is left
- * for each block is one XOR before and one after.
+ * so linear: T(p ^ q) = T(p) ^ T(q). Within a group of 512 bytes that begins at a multiple of 512
+ * only bits 4 to 8 differ, so 32 sums are made once; from one group to the next only the bits up to
+ * the lowest zero change, so the sums of these are made once, too. All that is left for each block
+ * is one XOR before and one after.
  *
  * Assumption, because no source has the layout: X(p) is made as IEEE 1619 does. Memory is divided
  * into units of 2**unit_shift bytes; the number of a unit (its address divided by its size, 128
@@ -87,6 +87,7 @@ static const uint8_t ghcb_cipher_published[GHCB_CIPHER_N_PUBLISHED][4] = {
 #define GHCB_CIPHER_GROUP_SHIFT 9
 #define GHCB_CIPHER_GROUP (1 << GHCB_CIPHER_GROUP_SHIFT)
 #define GHCB_CIPHER_PIECE (1 << GHCB_CIPHER_UNIT_SHIFT_MAX)
+#define GHCB_CIPHER_STREAM_FROM (16u << 20) /* measured where the third-level cache has 32 MiB */
 #define GHCB_CIPHER_N_STEPS (GHCB_CIPHER_ADDRESS_BITS - GHCB_CIPHER_GROUP_SHIFT + 1)
 
 typedef uint8_t ghcb_block_t[GHCB_AES_BLOCK];
@@ -107,6 +108,7 @@ typedef struct {
     uint32_t path;
     uint32_t unit_shift;
     uint32_t reserved;
+    uint64_t stream_from; /* bytes from which on results may go past the caches */
 } ghcb_cipher_t;
 
 /* What a loop over groups or lines is given; `n` of them lie one after the other. */
@@ -205,6 +207,7 @@ static inline int ghcb_cipher_init(ghcb_cipher_t *cipher, uint32_t mode, const u
     cipher->mode = mode;
     cipher->path = path;
     cipher->unit_shift = unit_shift;
+    cipher->stream_from = GHCB_CIPHER_STREAM_FROM;
     return GHCB_OK;
 }
 

@@ -3,8 +3,8 @@
  * Theory of operation. All modes are one: XOR something into each block, AES, XOR something. The
  * loops work on groups of 512 bytes, eight registers at a time so that AES instructions need not
  * wait for each other, and on single lines of 64 bytes. The last XOR costs nothing: it goes into
- * the last round's key. A loop is written once, as a macro, and made for registers of one, two and four
- * blocks and both directions; which of them is taken was decided when the cipher was made.
+ * the last round's key. A loop is written once, as a macro, and made for registers of one, two and
+ * four blocks and both directions; which of them is taken was decided when the cipher was made.
  *
  * `in` and `out` are the same or do not overlap, and are aligned as they like. All paths give the
  * same bytes; tests compare them.
@@ -17,10 +17,13 @@
 typedef void ghcb_cipher_loop_t(const ghcb_cipher_run_t *run, const uint8_t *in, uint8_t *out,
                                 size_t n);
 
-/* One path: its loops over groups and lines, by direction (1 decrypts). */
+/* One path: its loops over groups and lines, by direction (1 decrypts). The third is for groups
+ * whose results go past the caches, where there is one: `out` is a multiple of 16 and not `in`, and
+ * the 64 bytes before it are results, too. */
 typedef struct {
     ghcb_cipher_loop_t *groups[2];
     ghcb_cipher_loop_t *line[2];
+    ghcb_cipher_loop_t *stream[2];
 } ghcb_cipher_loops_t;
 
 #define GHCB_CIPHER_PORTABLE(name, block, bytes)                                                   \
@@ -113,8 +116,26 @@ typedef __m512i ghcb_v4_t;
     GHCB_V##v##_STORE(out + GHCB_CIPHER_FROM(k), GHCB_V##v##_LAST_##d(x##k, key));
 #define GHCB_CIPHER_DECLARE(v, d, k) ghcb_v##v##_t x##k;
 
+/* Past the caches goes a whole line at a time, or the line that it replaces is fetched after all.
+ * So each store takes the end of the register before and the begin of this one, as lines lie in
+ * `out`; what the last one leaves is stored as usual. */
+#define GHCB_CIPHER_SPLICE_BEGIN                                                                   \
+    const size_t shift = (uintptr_t)out % GHCB_CIPHER_LINE;                                        \
+    const __m512i splice = _mm512_sub_epi64(_mm512_setr_epi64(8, 9, 10, 11, 12, 13, 14, 15),       \
+                                            _mm512_set1_epi64((long long)shift / 8));              \
+    __m512i before = GHCB_V4_LOAD(out - GHCB_CIPHER_LINE);
+#define GHCB_CIPHER_SPLICE_END                                                                     \
+    GHCB_V4_STORE(out - GHCB_CIPHER_LINE, before);                                                 \
+    _mm_sfence();
+#define GHCB_CIPHER_SPLICE(v, d, k)                                                                \
+    key = GHCB_V4_XOR(GHCB_V4_LOAD(low_post + GHCB_CIPHER_FROM(k)), post);                         \
+    key = GHCB_V4_LAST_##d(x##k, key);                                                             \
+    _mm512_stream_si512((void *)(out - shift + GHCB_CIPHER_FROM(k)),                               \
+                        _mm512_permutex2var_epi64(before, splice, key));                           \
+    before = key;
+
 /* `n` pieces of `bytes`, N registers of v blocks at a time, direction d. */
-#define GHCB_CIPHER_LOOP(name, v, d, N, bytes)                                                     \
+#define GHCB_CIPHER_LOOP(name, v, d, N, bytes, begin, store, end)                                  \
     __attribute__((target(GHCB_V##v##_ISA))) static inline void name(                              \
         const ghcb_cipher_run_t *run, const uint8_t *in, uint8_t *out, size_t n)                   \
     {                                                                                              \
@@ -126,6 +147,7 @@ typedef __m512i ghcb_v4_t;
                                             GHCB_V##v##_SPREAD(keys[0]));                          \
         ghcb_v##v##_t post = GHCB_V##v##_XOR(GHCB_V##v##_SPREAD(run->high_post),                   \
                                              GHCB_V##v##_SPREAD(keys[rounds]));                    \
+        begin                                                                                      \
                                                                                                    \
         for (size_t i = 0; i < n; i++) {                                                           \
             const int ones = __builtin_ctzll(~(run->group + i));                                   \
@@ -138,7 +160,7 @@ typedef __m512i ghcb_v4_t;
                     key = GHCB_V##v##_SPREAD(keys[r]);                                             \
                     GHCB_CIPHER_X##N(GHCB_CIPHER_ROUND, v, d)                                      \
                 }                                                                                  \
-                GHCB_CIPHER_X##N(GHCB_CIPHER_END, v, d)                                            \
+                GHCB_CIPHER_X##N(store, v, d)                                                      \
             }                                                                                      \
             in += (bytes);                                                                         \
             out += (bytes);                                                                        \
@@ -147,38 +169,54 @@ typedef __m512i ghcb_v4_t;
             pre = GHCB_V##v##_XOR(pre, GHCB_V##v##_SPREAD(run->step_pre[ones]));                   \
             post = GHCB_V##v##_XOR(post, GHCB_V##v##_SPREAD(run->step_post[ones]));                \
         }                                                                                          \
+        end                                                                                        \
     }
 
-GHCB_CIPHER_LOOP(ghcb_cipher_groups_1_0, 1, 0, 8, GHCB_CIPHER_GROUP)
-GHCB_CIPHER_LOOP(ghcb_cipher_groups_1_1, 1, 1, 8, GHCB_CIPHER_GROUP)
-GHCB_CIPHER_LOOP(ghcb_cipher_groups_2_0, 2, 0, 8, GHCB_CIPHER_GROUP)
-GHCB_CIPHER_LOOP(ghcb_cipher_groups_2_1, 2, 1, 8, GHCB_CIPHER_GROUP)
-GHCB_CIPHER_LOOP(ghcb_cipher_groups_4_0, 4, 0, 8, GHCB_CIPHER_GROUP)
-GHCB_CIPHER_LOOP(ghcb_cipher_groups_4_1, 4, 1, 8, GHCB_CIPHER_GROUP)
-GHCB_CIPHER_LOOP(ghcb_cipher_line_1_0, 1, 0, 4, GHCB_CIPHER_LINE)
-GHCB_CIPHER_LOOP(ghcb_cipher_line_1_1, 1, 1, 4, GHCB_CIPHER_LINE)
-GHCB_CIPHER_LOOP(ghcb_cipher_line_2_0, 2, 0, 2, GHCB_CIPHER_LINE)
-GHCB_CIPHER_LOOP(ghcb_cipher_line_2_1, 2, 1, 2, GHCB_CIPHER_LINE)
-GHCB_CIPHER_LOOP(ghcb_cipher_line_4_0, 4, 0, 1, GHCB_CIPHER_LINE)
-GHCB_CIPHER_LOOP(ghcb_cipher_line_4_1, 4, 1, 1, GHCB_CIPHER_LINE)
+#define GHCB_CIPHER_BOTH(name, v, N, bytes)                                                        \
+    GHCB_CIPHER_LOOP(name##_0, v, 0, N, bytes, , GHCB_CIPHER_END, )                                \
+    GHCB_CIPHER_LOOP(name##_1, v, 1, N, bytes, , GHCB_CIPHER_END, )
+
+GHCB_CIPHER_BOTH(ghcb_cipher_groups_1, 1, 8, GHCB_CIPHER_GROUP)
+GHCB_CIPHER_BOTH(ghcb_cipher_groups_2, 2, 8, GHCB_CIPHER_GROUP)
+GHCB_CIPHER_BOTH(ghcb_cipher_groups_4, 4, 8, GHCB_CIPHER_GROUP)
+GHCB_CIPHER_BOTH(ghcb_cipher_line_1, 1, 4, GHCB_CIPHER_LINE)
+GHCB_CIPHER_BOTH(ghcb_cipher_line_2, 2, 2, GHCB_CIPHER_LINE)
+GHCB_CIPHER_BOTH(ghcb_cipher_line_4, 4, 1, GHCB_CIPHER_LINE)
+GHCB_CIPHER_LOOP(ghcb_cipher_stream_0, 4, 0, 8, GHCB_CIPHER_GROUP, GHCB_CIPHER_SPLICE_BEGIN,
+                 GHCB_CIPHER_SPLICE, GHCB_CIPHER_SPLICE_END)
+GHCB_CIPHER_LOOP(ghcb_cipher_stream_1, 4, 1, 8, GHCB_CIPHER_GROUP, GHCB_CIPHER_SPLICE_BEGIN,
+                 GHCB_CIPHER_SPLICE, GHCB_CIPHER_SPLICE_END)
 #endif
 
 static inline ghcb_cipher_loops_t ghcb_cipher_loops(uint32_t path)
 {
     static const ghcb_cipher_loops_t loops[GHCB_AES_N_PATHS] = {
         [GHCB_AES_PATH_PORTABLE] = {{ghcb_cipher_groups_portable_0, ghcb_cipher_groups_portable_1},
-                                    {ghcb_cipher_line_portable_0, ghcb_cipher_line_portable_1}},
+                                    {ghcb_cipher_line_portable_0, ghcb_cipher_line_portable_1},
+                                    {NULL, NULL}},
 #if defined(__x86_64__) && defined(__GNUC__)
         [GHCB_AES_PATH_AESNI] = {{ghcb_cipher_groups_1_0, ghcb_cipher_groups_1_1},
-                                 {ghcb_cipher_line_1_0, ghcb_cipher_line_1_1}},
+                                 {ghcb_cipher_line_1_0, ghcb_cipher_line_1_1},
+                                   {NULL, NULL}},
         [GHCB_AES_PATH_VAES256] = {{ghcb_cipher_groups_2_0, ghcb_cipher_groups_2_1},
-                                   {ghcb_cipher_line_2_0, ghcb_cipher_line_2_1}},
+                                   {ghcb_cipher_line_2_0, ghcb_cipher_line_2_1},
+                                   {NULL, NULL}},
         [GHCB_AES_PATH_VAES512] = {{ghcb_cipher_groups_4_0, ghcb_cipher_groups_4_1},
-                                   {ghcb_cipher_line_4_0, ghcb_cipher_line_4_1}},
+                                   {ghcb_cipher_line_4_0, ghcb_cipher_line_4_1},
+                                   {ghcb_cipher_stream_0, ghcb_cipher_stream_1}},
 #endif
     };
 
     return loops[path];
+}
+
+/* Whether results go past the caches: only from a large array to another. */
+static inline int ghcb_cipher_streams(const ghcb_cipher_t *cipher,
+                                      const ghcb_cipher_loops_t *loops, const uint8_t *in,
+                                      const uint8_t *out, size_t n_bytes)
+{
+    return loops->stream[0] && in != out && n_bytes >= cipher->stream_from &&
+           (uintptr_t)out % GHCB_AES_BLOCK == 0;
 }
 
 /* Less than a line. */

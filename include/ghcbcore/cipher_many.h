@@ -2,7 +2,9 @@
  *
  * XE and XEX go by groups of 512 bytes that begin at a multiple of 512: what is XORed differs from
  * one group to the next by one sum of constants. What is left before and after them goes line by
- * line. XTS goes by pieces of 4 KiB: the numbers of their units are encrypted first, all at once.
+ * line. From one large array to another, results go past the caches: the bus then carries two lines
+ * for each of content instead of three. XTS goes by pieces of 4 KiB: the numbers of their units are
+ * encrypted first, all at once.
  *
  * In place or from one array to another: `in` and `out` are the same or do not overlap. Any
  * alignment of either. Units and rules: cipher.h; loops: cipher_loops.h.
@@ -27,6 +29,8 @@ static inline void ghcb_cipher_linear(const ghcb_cipher_t *cipher, int decrypt, 
         .step_pre = (const ghcb_block_t *)pre->step,
         .step_post = (const ghcb_block_t *)post->step,
     };
+    const int streams = ghcb_cipher_streams(cipher, &loops, in, out, n_bytes);
+    int is_first = 1;
 
     while (n_bytes) {
         const size_t begin = spa % GHCB_CIPHER_GROUP, room = GHCB_CIPHER_GROUP - begin;
@@ -38,10 +42,11 @@ static inline void ghcb_cipher_linear(const ghcb_cipher_t *cipher, int decrypt, 
         ghcb_tweak(pre, spa - begin, run.high_pre);
         ghcb_tweak(post, spa - begin, run.high_post);
         if (n == GHCB_CIPHER_GROUP) {
-            const size_t n_groups = n_bytes >> GHCB_CIPHER_GROUP_SHIFT;
+            const size_t n_groups = streams && is_first ? 1 : n_bytes >> GHCB_CIPHER_GROUP_SHIFT;
 
-            loops.groups[decrypt](&run, in, out, n_groups);
+            (streams && !is_first ? loops.stream : loops.groups)[decrypt](&run, in, out, n_groups);
             n = n_groups << GHCB_CIPHER_GROUP_SHIFT;
+            is_first = 0;
         } else {
             ghcb_cipher_lines(&loops, decrypt, &run, in, out, n);
         }
@@ -133,11 +138,14 @@ ghcb_cipher_powers_by_four(const ghcb_block_t *units, size_t n, size_t per_unit,
 #endif
 
 #if defined(__x86_64__) && defined(__GNUC__)
-/* Where units are lines, their tweaks need not go through memory: a register is a unit. What four
- * blocks times 1, x, x**2, x**3 shift out has at most three bits; a table has its multiples of
- * 0x87. */
+/* Where units are lines, their tweaks need not go through memory: a register of tweaks is a line.
+ * What four blocks times 1, x, x**2, x**3 shift out has at most three bits; a table has its
+ * multiples of 0x87. The numbers of lines are encrypted between the rounds of content, two groups
+ * ahead: one group ahead they are ready too late to gain by it. Results never go past the caches
+ * here: that gains nothing where the work is what takes the time. */
 #define GHCB_CIPHER_LINE_BEGIN(v, d, k)                                                            \
-    const __m512i u##k = GHCB_V4_SPREAD(units[k]);                                                 \
+    const __m512i y##k = (k) < 4 ? next0 : next1;                                                  \
+    const __m512i u##k = _mm512_shuffle_i64x2(y##k, y##k, (k) % 4 * 0x55);                         \
     const __m512i o##k = _mm512_srlv_epi64(u##k, out_by);                                          \
     const __m512i c##k = _mm512_shuffle_epi32(o##k, (_MM_PERM_ENUM)0x4e);                          \
     const __m512i t##k = _mm512_xor_si512(_mm512_sllv_epi64(u##k, by),                             \
@@ -146,63 +154,84 @@ ghcb_cipher_powers_by_four(const ghcb_block_t *units, size_t n, size_t per_unit,
 #define GHCB_CIPHER_LINE_END(v, d, k)                                                              \
     GHCB_V4_STORE(out + k * sizeof(pre), GHCB_V4_LAST_##d(x##k, GHCB_V4_XOR(t##k, post)));
 
-#define GHCB_CIPHER_UNITS(d)                                                                       \
-    __attribute__((target(GHCB_V4_ISA))) static inline void ghcb_cipher_units_##d(                 \
-        const ghcb_cipher_run_t *run, const ghcb_block_t *units, const uint8_t *in, uint8_t *out,  \
-        size_t n)                                                                                  \
+#define GHCB_CIPHER_NEXT_NUMBERS(change)                                                           \
+    number = _mm512_add_epi64(number, change);                                                     \
+    key = GHCB_V4_SPREAD(numbers_keys[0]);                                                         \
+    z0 = GHCB_V4_XOR(number, key);                                                                 \
+    z1 = GHCB_V4_XOR(_mm512_add_epi64(number, four), key);
+#define GHCB_CIPHER_ROUND_OF_NUMBERS(round, r)                                                     \
+    key = GHCB_V4_SPREAD(numbers_keys[r]);                                                         \
+    z0 = round(z0, key);                                                                           \
+    z1 = round(z1, key);
+
+/* n groups of lines, the first of which has the number `first`. */
+#define GHCB_CIPHER_UNITS(name, d, data_keys)                                                      \
+    __attribute__((target(GHCB_V4_ISA))) static inline void name(                                  \
+        const ghcb_cipher_t *cipher, uint64_t first, const uint8_t *in, uint8_t *out, size_t n)    \
     {                                                                                              \
         const __m512i by = _mm512_setr_epi64(0, 0, 1, 1, 2, 2, 3, 3);                              \
         const __m512i out_by = _mm512_setr_epi64(64, 64, 63, 63, 62, 62, 61, 61);                  \
         const __m512i table =                                                                      \
             _mm512_setr_epi64(0, 0x87, 0x10e, 0x189, 0x21c, 0x29b, 0x312, 0x395);                  \
-        const ghcb_block_t *const keys = run->keys;                                                \
-        const uint32_t rounds = run->rounds;                                                       \
+        const __m512i four = _mm512_setr_epi64(4, 0, 4, 0, 4, 0, 4, 0);                            \
+        const ghcb_block_t *const keys = (const ghcb_block_t *)(data_keys);                        \
+        const ghcb_block_t *const numbers_keys = (const ghcb_block_t *)cipher->tweak.encrypt;      \
+        const uint32_t rounds = cipher->data.rounds;                                               \
         const __m512i pre = GHCB_V4_SPREAD(keys[0]), post = GHCB_V4_SPREAD(keys[rounds]);          \
+        __m512i number = _mm512_setr_epi64(0, 0, 1, 0, 2, 0, 3, 0);                                \
+        __m512i change = _mm512_maskz_set1_epi64(0x55, (long long)first);                          \
+        __m512i key, next0, next1, z0, z1;                                                         \
                                                                                                    \
+        next0 = next1 = z0 = z1 = number;                                                          \
+        for (int ahead = 0; ahead < 2; ahead++) {                                                  \
+            next0 = z0;                                                                            \
+            next1 = z1;                                                                            \
+            GHCB_CIPHER_NEXT_NUMBERS(change)                                                       \
+            change = _mm512_add_epi64(four, four);                                                 \
+            for (uint32_t r = 1; r < rounds; r++) {                                                \
+                GHCB_CIPHER_ROUND_OF_NUMBERS(_mm512_aesenc_epi128, r)                              \
+            }                                                                                      \
+            GHCB_CIPHER_ROUND_OF_NUMBERS(_mm512_aesenclast_epi128, rounds)                         \
+        }                                                                                          \
         for (size_t i = 0; i < n; i++) {                                                           \
             GHCB_CIPHER_X8(GHCB_CIPHER_LINE_BEGIN, 4, d)                                           \
+                                                                                                   \
+            next0 = z0;                                                                            \
+            next1 = z1;                                                                            \
+            GHCB_CIPHER_NEXT_NUMBERS(change)                                                       \
             for (uint32_t r = 1; r < rounds; r++) {                                                \
-                const __m512i key = GHCB_V4_SPREAD(keys[r]);                                       \
+                GHCB_CIPHER_ROUND_OF_NUMBERS(_mm512_aesenc_epi128, r)                              \
+                key = GHCB_V4_SPREAD(keys[r]);                                                     \
                 GHCB_CIPHER_X8(GHCB_CIPHER_ROUND, 4, d)                                            \
             }                                                                                      \
+            GHCB_CIPHER_ROUND_OF_NUMBERS(_mm512_aesenclast_epi128, rounds)                         \
             GHCB_CIPHER_X8(GHCB_CIPHER_LINE_END, 4, d)                                             \
-            units += GHCB_CIPHER_GROUP / GHCB_CIPHER_LINE;                                         \
             in += GHCB_CIPHER_GROUP;                                                               \
             out += GHCB_CIPHER_GROUP;                                                              \
         }                                                                                          \
     }
 
-GHCB_CIPHER_UNITS(0)
-GHCB_CIPHER_UNITS(1)
+GHCB_CIPHER_UNITS(ghcb_cipher_units_0, 0, cipher->data.encrypt)
+GHCB_CIPHER_UNITS(ghcb_cipher_units_1, 1, cipher->data.decrypt)
+#endif
 
-/* The groups of whole lines among n bytes from `block` on; return how many bytes that was. */
-static inline size_t ghcb_cipher_whole_lines(const ghcb_cipher_t *cipher, int decrypt,
-                                             const ghcb_cipher_run_t *run,
-                                             const ghcb_block_t *units, size_t block,
-                                             const uint8_t *in, uint8_t *out, size_t n)
+/* Whether all groups were done that way: those of n bytes that begin with a line. */
+static inline int ghcb_cipher_units(const ghcb_cipher_t *cipher, int decrypt, const uint8_t *in,
+                                    uint8_t *out, uint64_t spa, size_t n_groups)
 {
-    const size_t per_unit = GHCB_CIPHER_LINE / GHCB_AES_BLOCK;
-    const size_t n_groups = n >> GHCB_CIPHER_GROUP_SHIFT;
-
-    if (cipher->path != GHCB_AES_PATH_VAES512 || block % per_unit ||
-        cipher->unit_shift != GHCB_CIPHER_UNIT_SHIFT)
-        return 0;
-    if (decrypt)
-        ghcb_cipher_units_1(run, units + block / per_unit, in, out, n_groups);
-    else
-        ghcb_cipher_units_0(run, units + block / per_unit, in, out, n_groups);
-    return n_groups << GHCB_CIPHER_GROUP_SHIFT;
-}
-#else
-static inline size_t ghcb_cipher_whole_lines(const ghcb_cipher_t *cipher, int decrypt,
-                                             const ghcb_cipher_run_t *run,
-                                             const ghcb_block_t *units, size_t block,
-                                             const uint8_t *in, uint8_t *out, size_t n)
-{
-    (void)cipher, (void)decrypt, (void)run, (void)units, (void)block, (void)in, (void)out, (void)n;
+#if defined(__x86_64__) && defined(__GNUC__)
+    if (n_groups && cipher->path == GHCB_AES_PATH_VAES512 &&
+        cipher->unit_shift == GHCB_CIPHER_UNIT_SHIFT && spa % GHCB_CIPHER_LINE == 0) {
+        if (decrypt)
+            ghcb_cipher_units_1(cipher, spa / GHCB_CIPHER_LINE, in, out, n_groups);
+        else
+            ghcb_cipher_units_0(cipher, spa / GHCB_CIPHER_LINE, in, out, n_groups);
+        return 1;
+    }
+#endif
+    (void)cipher, (void)decrypt, (void)in, (void)out, (void)spa, (void)n_groups;
     return 0;
 }
-#endif
 
 /* The tweaks of one piece, made as far as they are needed. */
 typedef struct {
@@ -232,61 +261,64 @@ static inline void ghcb_cipher_make(ghcb_cipher_piece_t *piece, size_t n)
     piece->n_made = wanted;
 }
 
-static inline void ghcb_cipher_xts(const ghcb_cipher_t *cipher, int decrypt, const uint8_t *in,
-                                   uint8_t *out, uint64_t spa, size_t n_bytes)
+/* One piece, or less, in the general way. */
+static inline void ghcb_cipher_xts_piece(const ghcb_cipher_t *cipher,
+                                         const ghcb_cipher_loops_t *loops, int decrypt,
+                                         const uint8_t *in, uint8_t *out, uint64_t spa, size_t n)
 {
-    const ghcb_cipher_loops_t loops = ghcb_cipher_loops(cipher->path);
     const unsigned shift = cipher->unit_shift;
     const size_t per_unit = (size_t)1 << (shift - GHCB_CIPHER_FIRST_BIT);
+    const uint64_t first = spa >> shift;
+    const size_t n_units = (size_t)(((spa + n - 1) >> shift) - first + 1);
     _Alignas(GHCB_CIPHER_LINE) ghcb_block_t units[GHCB_CIPHER_PIECE / GHCB_AES_BLOCK];
     _Alignas(GHCB_CIPHER_LINE) ghcb_block_t blocks[GHCB_CIPHER_PIECE / GHCB_AES_BLOCK];
+    ghcb_cipher_piece_t piece = {
+        .units = units,
+        .blocks = per_unit == 1 ? units : blocks,
+        .per_unit = per_unit,
+        .n_made = per_unit == 1 ? n_units : 0,
+        .by_four = cipher->path == GHCB_AES_PATH_VAES512 && per_unit >= 4,
+    };
     ghcb_cipher_run_t run = {
         .keys = (const ghcb_block_t *)(decrypt ? cipher->data.decrypt : cipher->data.encrypt),
         .rounds = cipher->data.rounds,
         .step_pre = (const ghcb_block_t *)ghcb_cipher_no_tweaks.step,
         .step_post = (const ghcb_block_t *)ghcb_cipher_no_tweaks.step,
     };
+    size_t block = (spa >> GHCB_CIPHER_FIRST_BIT) % per_unit, left;
+
+    for (size_t i = 0; i < n_units; i++)
+        ghcb_block_store(units[i], first + i, 0);
+    ghcb_cipher_encrypt_numbers(cipher, loops, units, n_units);
+    for (size_t at = 0; at < n; at += left) {
+        left = n - at < GHCB_CIPHER_GROUP ? n - at : GHCB_CIPHER_GROUP;
+        run.pre = run.post = (const ghcb_block_t *)piece.blocks + block;
+        block += left / GHCB_AES_BLOCK;
+        ghcb_cipher_make(&piece, block);
+        if (left == GHCB_CIPHER_GROUP)
+            loops->groups[decrypt](&run, in + at, out + at, 1);
+        else
+            ghcb_cipher_lines(loops, decrypt, &run, in + at, out + at, left);
+    }
+}
+
+static inline void ghcb_cipher_xts(const ghcb_cipher_t *cipher, int decrypt, const uint8_t *in,
+                                   uint8_t *out, uint64_t spa, size_t n_bytes)
+{
+    const ghcb_cipher_loops_t loops = ghcb_cipher_loops(cipher->path);
 
     while (n_bytes) {
         const size_t room = GHCB_CIPHER_PIECE - spa % GHCB_CIPHER_PIECE;
-        const size_t n = n_bytes < room ? n_bytes : room;
-        const uint64_t first = spa >> shift;
-        const size_t n_units = (size_t)(((spa + n - 1) >> shift) - first + 1);
-        ghcb_cipher_piece_t piece = {
-            .units = units,
-            .blocks = per_unit == 1 ? units : blocks,
-            .per_unit = per_unit,
-            .n_made = per_unit == 1 ? n_units : 0,
-            .by_four = cipher->path == GHCB_AES_PATH_VAES512 && per_unit >= 4,
-        };
-        size_t block = (spa >> GHCB_CIPHER_FIRST_BIT) % per_unit;
+        const size_t to_line = GHCB_CIPHER_LINE - spa % GHCB_CIPHER_LINE;
+        const size_t n_groups = n_bytes >> GHCB_CIPHER_GROUP_SHIFT;
+        size_t n = n_bytes < room ? n_bytes : room;
 
-        for (size_t i = 0; i < n_units; i++)
-            ghcb_block_store(units[i], first + i, 0);
-        ghcb_cipher_encrypt_numbers(cipher, &loops, units, n_units);
-        for (size_t at = 0; at < n;) {
-            const size_t whole = ghcb_cipher_whole_lines(cipher, decrypt, &run,
-                                                         (const ghcb_block_t *)units, block,
-                                                         in + at, out + at, n - at);
-            const size_t to_unit = (per_unit - block % per_unit) * GHCB_AES_BLOCK;
-            size_t left = n - at < GHCB_CIPHER_GROUP ? n - at : GHCB_CIPHER_GROUP;
-
-            if (whole) {
-                at += whole;
-                block += whole / GHCB_AES_BLOCK;
-                piece.n_made = block / per_unit; /* the rest of them is not needed */
-                continue;
-            }
-            if (left > to_unit && block % per_unit)
-                left = to_unit; /* then all begins where units do */
-            run.pre = run.post = (const ghcb_block_t *)piece.blocks + block;
-            block += left / GHCB_AES_BLOCK;
-            ghcb_cipher_make(&piece, block);
-            if (left == GHCB_CIPHER_GROUP)
-                loops.groups[decrypt](&run, in + at, out + at, 1);
-            else
-                ghcb_cipher_lines(&loops, decrypt, &run, in + at, out + at, left);
-            at += left;
+        if (ghcb_cipher_units(cipher, decrypt, in, out, spa, n_groups)) {
+            n = n_groups << GHCB_CIPHER_GROUP_SHIFT;
+        } else {
+            if (to_line < GHCB_CIPHER_LINE && n > to_line)
+                n = to_line; /* all that follows begins a line */
+            ghcb_cipher_xts_piece(cipher, &loops, decrypt, in, out, spa, n);
         }
         in += n;
         out += n;

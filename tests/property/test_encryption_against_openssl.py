@@ -154,6 +154,27 @@ def test_any_alignment_and_in_place_give_the_same(kind, path, decrypt, offset, t
 
 
 @every_kind
+@pytest.mark.parametrize("decrypt", [False, True])
+@given(
+    to=st.integers(0, 63),
+    back=st.integers(0, 600),
+    n=st.integers(1, 1400),
+)
+@settings(max_examples=25)
+def test_results_that_go_past_the_caches_are_the_same(kind, decrypt, to, back, n):
+    key, spa = bytes(range(kind[1])), (1 << 30) - 16 * back
+    data = content(16 * n)
+    room = np.full(16 * n + 256, 0x5A, np.uint8)
+    first = -room.ctypes.data % 64 + to
+    out = room[first : first + 16 * n]
+    once, never = (Cipher(kind[0], key, _stream_from=limit) for limit in (1, 1 << 40))
+    wanted = (never.decrypt if decrypt else never.encrypt)(data, spa)
+    (once.decrypt if decrypt else once.encrypt)(data, spa, out)
+    assert np.array_equal(out, wanted)
+    assert (room[:first] == 0x5A).all() and (room[first + 16 * n :] == 0x5A).all()
+
+
+@every_kind
 @given(gap=st.integers(-600, 600), n=st.integers(1, 40))
 def test_another_overlap_is_refused_and_nothing_written(kind, gap, n):
     cipher = Cipher(kind[0], bytes(kind[1]))
