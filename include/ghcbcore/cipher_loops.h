@@ -116,6 +116,17 @@ typedef __m512i ghcb_v4_t;
     GHCB_V##v##_STORE(out + GHCB_CIPHER_FROM(k), GHCB_V##v##_LAST_##d(x##k, key));
 #define GHCB_CIPHER_DECLARE(v, d, k) ghcb_v##v##_t x##k;
 
+/* All rounds but the last, written out: as a loop, compilers move each register once a round. */
+#define GHCB_CIPHER_ROUNDS(X, v, d, N)                                                             \
+    X(v, d, N, 1) X(v, d, N, 2) X(v, d, N, 3) X(v, d, N, 4) X(v, d, N, 5) X(v, d, N, 6)            \
+    X(v, d, N, 7) X(v, d, N, 8) X(v, d, N, 9)                                                      \
+    if (rounds == GHCB_AES_MAX_ROUNDS) {                                                           \
+        X(v, d, N, 10) X(v, d, N, 11) X(v, d, N, 12) X(v, d, N, 13)                                \
+    }
+#define GHCB_CIPHER_ONE_ROUND(v, d, N, r)                                                          \
+    key = GHCB_V##v##_SPREAD(keys[r]);                                                             \
+    GHCB_CIPHER_X##N(GHCB_CIPHER_ROUND, v, d)
+
 /* Past the caches goes a whole line at a time, or the line that it replaces is fetched after all.
  * So each store takes the end of the register before and the begin of this one, as lines lie in
  * `out`; what the last one leaves is stored as usual. */
@@ -156,10 +167,7 @@ typedef __m512i ghcb_v4_t;
                 GHCB_CIPHER_X##N(GHCB_CIPHER_DECLARE, v, d) ghcb_v##v##_t key;                     \
                                                                                                    \
                 GHCB_CIPHER_X##N(GHCB_CIPHER_BEGIN, v, d)                                          \
-                for (uint32_t r = 1; r < rounds; r++) {                                            \
-                    key = GHCB_V##v##_SPREAD(keys[r]);                                             \
-                    GHCB_CIPHER_X##N(GHCB_CIPHER_ROUND, v, d)                                      \
-                }                                                                                  \
+                GHCB_CIPHER_ROUNDS(GHCB_CIPHER_ONE_ROUND, v, d, N)                                 \
                 GHCB_CIPHER_X##N(store, v, d)                                                      \
             }                                                                                      \
             in += (bytes);                                                                         \

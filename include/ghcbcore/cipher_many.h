@@ -164,6 +164,10 @@ ghcb_cipher_powers_by_four(const ghcb_block_t *units, size_t n, size_t per_unit,
     z0 = round(z0, key);                                                                           \
     z1 = round(z1, key);
 
+#define GHCB_CIPHER_ROUND_OF_BOTH(v, d, N, r)                                                      \
+    GHCB_CIPHER_ROUND_OF_NUMBERS(_mm512_aesenc_epi128, r)                                          \
+    GHCB_CIPHER_ONE_ROUND(v, d, N, r)
+
 /* n groups of lines, the first of which has the number `first`. */
 #define GHCB_CIPHER_UNITS(name, d, data_keys)                                                      \
     __attribute__((target(GHCB_V4_ISA))) static inline void name(                                  \
@@ -199,11 +203,7 @@ ghcb_cipher_powers_by_four(const ghcb_block_t *units, size_t n, size_t per_unit,
             next0 = z0;                                                                            \
             next1 = z1;                                                                            \
             GHCB_CIPHER_NEXT_NUMBERS(change)                                                       \
-            for (uint32_t r = 1; r < rounds; r++) {                                                \
-                GHCB_CIPHER_ROUND_OF_NUMBERS(_mm512_aesenc_epi128, r)                              \
-                key = GHCB_V4_SPREAD(keys[r]);                                                     \
-                GHCB_CIPHER_X8(GHCB_CIPHER_ROUND, 4, d)                                            \
-            }                                                                                      \
+            GHCB_CIPHER_ROUNDS(GHCB_CIPHER_ROUND_OF_BOTH, 4, d, 8)                                 \
             GHCB_CIPHER_ROUND_OF_NUMBERS(_mm512_aesenclast_epi128, rounds)                         \
             GHCB_CIPHER_X8(GHCB_CIPHER_LINE_END, 4, d)                                             \
             in += GHCB_CIPHER_GROUP;                                                               \
