@@ -1055,6 +1055,7 @@ cdef extern from "ghcbcore/frame_record.h" nogil:
 
     uint64_t ghcb_frames_carry_out(
         const ghcb_frames_t *frames, uint64_t *g, uint64_t which, uint64_t at
+    )
 
 cdef extern from "ghcbcore/aes.h" nogil:
     enum:

@@ -46,14 +46,14 @@ typedef struct ghcb_record {
 
 _Static_assert(sizeof(ghcb_record_t) == 64, "one cache line");
 
-typedef struct ghcb_block {
-    struct ghcb_block *next, *previous; /* blocks of the class with room, or spare ones */
+typedef struct ghcb_store_block {
+    struct ghcb_store_block *next, *previous; /* blocks of the class with room, or spare ones */
     void *free;                         /* pieces that were given back */
     uint32_t class;
     uint32_t n_live;
     uint32_t n_cut; /* pieces cut so far */
     uint32_t n_room;
-} ghcb_block_t;
+} ghcb_store_block_t;
 
 typedef struct ghcb_store {
     ghcb_record_t *records;
@@ -61,8 +61,8 @@ typedef struct ghcb_store {
     uint32_t *loose; /* numbers of records that may have to be freed */
     uint32_t n_records, room, n_loose, loose_room, index_mask, first_free, n_used;
     uint32_t epoch;
-    ghcb_block_t *with_room[GHCB_STORE_CLASSES];
-    ghcb_block_t *spare;
+    ghcb_store_block_t *with_room[GHCB_STORE_CLASSES];
+    ghcb_store_block_t *spare;
     uint32_t n_spare;
     size_t bytes;     /* all that is held */
     size_t max_bytes; /* 0: no bound */
@@ -82,7 +82,7 @@ static inline int ghcb_store_may(const ghcb_store_t *s, size_t more)
     return !s->max_bytes || s->bytes + more <= s->max_bytes;
 }
 
-static inline void ghcb_store_unlink(ghcb_block_t **head, ghcb_block_t *block)
+static inline void ghcb_store_unlink(ghcb_store_block_t **head, ghcb_store_block_t *block)
 {
     if (block->previous)
         block->previous->next = block->next;
@@ -92,7 +92,7 @@ static inline void ghcb_store_unlink(ghcb_block_t **head, ghcb_block_t *block)
         block->next->previous = block->previous;
 }
 
-static inline void ghcb_store_link(ghcb_block_t **head, ghcb_block_t *block)
+static inline void ghcb_store_link(ghcb_store_block_t **head, ghcb_store_block_t *block)
 {
     block->previous = NULL;
     block->next = *head;
@@ -101,9 +101,9 @@ static inline void ghcb_store_link(ghcb_block_t **head, ghcb_block_t *block)
     *head = block;
 }
 
-static inline ghcb_block_t *ghcb_store_new_block(ghcb_store_t *s, unsigned class)
+static inline ghcb_store_block_t *ghcb_store_new_block(ghcb_store_t *s, unsigned class)
 {
-    ghcb_block_t *block = s->spare;
+    ghcb_store_block_t *block = s->spare;
 
     if (block) {
         ghcb_store_unlink(&s->spare, block);
@@ -126,7 +126,7 @@ static inline ghcb_block_t *ghcb_store_new_block(ghcb_store_t *s, unsigned class
 
 static inline void *ghcb_store_take(ghcb_store_t *s, unsigned class)
 {
-    ghcb_block_t *block = s->with_room[class];
+    ghcb_store_block_t *block = s->with_room[class];
     void *piece;
 
     if (!block) {
@@ -147,7 +147,7 @@ static inline void *ghcb_store_take(ghcb_store_t *s, unsigned class)
 
 static inline void ghcb_store_give(ghcb_store_t *s, void *piece)
 {
-    ghcb_block_t *block = (ghcb_block_t *)((uintptr_t)piece & ~(uintptr_t)(GHCB_STORE_BLOCK - 1));
+    ghcb_store_block_t *block = (ghcb_store_block_t *)((uintptr_t)piece & ~(uintptr_t)(GHCB_STORE_BLOCK - 1));
 
     memcpy(piece, &block->free, sizeof(void *));
     block->free = piece;
@@ -315,13 +315,13 @@ static inline void ghcb_store_begin(ghcb_store_t *s)
 /* Give all memory back but the blocks, which the tree's owner has emptied. */
 static inline void ghcb_store_close(ghcb_store_t *s)
 {
-    ghcb_block_t *lists[GHCB_STORE_CLASSES + 1];
+    ghcb_store_block_t *lists[GHCB_STORE_CLASSES + 1];
 
     memcpy(lists, s->with_room, sizeof(s->with_room));
     lists[GHCB_STORE_CLASSES] = s->spare;
     for (unsigned i = 0; i <= GHCB_STORE_CLASSES; i++) {
         while (lists[i]) {
-            ghcb_block_t *block = lists[i];
+            ghcb_store_block_t *block = lists[i];
             lists[i] = block->next;
             free(block);
         }
