@@ -1113,3 +1113,82 @@ cdef extern from "ghcbcore/cipher_many.h" nogil:
         const ghcb_cipher_t *cipher, int decrypt, const uint8_t *data, uint8_t *out, uint64_t spa,
         size_t n_bytes
     )
+
+cdef extern from "ghcbcore/cacheline.h" nogil:
+    enum:
+        GHCB_LINE_SHIFT
+        GHCB_LINE_BYTES
+        GHCB_LINES_PER_PAGE
+        GHCB_SLOT_PLAIN
+        GHCB_SLOT_ASID_MAX
+        GHCB_SLOT_SME
+        GHCB_N_SLOTS
+        GHCB_CELL_BITS
+        GHCB_CELL_SLOT
+        GHCB_CELL_PRESENT
+        GHCB_CELL_DIRTY
+        GHCB_LINE_ALIASES
+        GHCB_LINE_N_VALUES
+        GHCB_LINE_NOISE
+        GHCB_CACHE_LOAD
+        GHCB_CACHE_STORE
+        GHCB_CACHE_CLFLUSH
+        GHCB_CACHE_WBINVD
+        GHCB_CACHE_WBNOINVD
+        GHCB_CACHE_INVD
+        GHCB_CACHE_PAGE_FLUSH
+        GHCB_CACHE_DF_FLUSH
+        GHCB_CACHE_REKEY
+        GHCB_CACHE_CONVERT
+        GHCB_CACHE_KEXEC
+        GHCB_CACHE_HALT
+        GHCB_CACHE_OPS_END
+        GHCB_CACHE_EVICT
+        GHCB_CACHE_CLEAN
+        GHCB_CACHE_FORGET
+        GHCB_CACHE_DRAIN
+
+    ctypedef struct ghcb_cache_op_t:
+        uint32_t kind
+        uint32_t cpu
+        uint32_t line
+        uint32_t slot
+        uint32_t value
+        uint32_t block
+
+    ctypedef struct ghcb_cache_event_t:
+        uint32_t kind
+        uint32_t op
+        uint32_t cpu
+        uint32_t line
+        uint32_t slot
+        uint32_t value
+
+    uint64_t ghcb_cell(uint64_t slot, uint64_t value)
+    uint64_t ghcb_cell_slot(uint64_t cell)
+    uint64_t ghcb_cell_value(uint64_t cell)
+    uint64_t ghcb_cell_read(uint64_t cell, uint64_t slot)
+    uint64_t ghcb_line_n_dirty(uint64_t word)
+    uint64_t ghcb_line_drop(uint64_t word, uint64_t slot)
+    uint64_t ghcb_line_drop_clean(uint64_t word)
+    uint64_t ghcb_memory_content(uint64_t memory)
+    uint64_t ghcb_memory_drain(uint64_t memory)
+    uint64_t ghcb_memory_rekey(uint64_t memory, uint64_t slot)
+    void ghcb_line_write_back(uint64_t *word, uint64_t slot, uint64_t *memory)
+    void ghcb_line_evict(uint64_t *word, uint64_t slot, uint64_t *memory)
+    int ghcb_line_load(
+        uint64_t *words, uint64_t n_cpus, uint64_t stride, uint64_t cpu, uint64_t slot,
+        uint64_t coherent, uint64_t *memory, uint64_t *value,
+    )
+    int ghcb_line_store(
+        uint64_t *words, uint64_t n_cpus, uint64_t stride, uint64_t cpu, uint64_t slot,
+        uint64_t coherent, uint64_t *memory, uint64_t value,
+    )
+    int ghcb_line_clflush(
+        uint64_t *words, uint64_t n_cpus, uint64_t stride, uint64_t slot, uint64_t coherent,
+        uint64_t *memory,
+    )
+    int ghcb_line_page_flush(
+        uint64_t *words, uint64_t n_cpus, uint64_t stride, uint64_t asid, uint64_t *memory
+    )
+    void ghcb_line_invd(uint64_t *word)
