@@ -298,29 +298,27 @@ cdef class Explorer:
         cdef uint64_t *memory = self._copy(state)
         cdef uint64_t *expected = memory + self.n_lines
         cdef uint64_t *words = expected + self.n_lines
-        cdef uint64_t *own = words + op.line * self.n_cpus
+        cdef clib.ghcb_line_t at = clib.ghcb_line_t(
+            words + op.line * self.n_cpus, self.n_cpus, 1, memory + op.line, self.coherent
+        )
         cdef uint64_t value = op.value
         cdef Py_ssize_t line
         cdef bint is_bad = False
         cdef ghcb_cache_event_t event
         (<uint16_t *> self.new)[op.cpu] += 1
         if op.kind == clib.GHCB_CACHE_LOAD:
-            clib.ghcb_line_load(
-                own, self.n_cpus, 1, op.cpu, op.slot, self.coherent, memory + op.line, &value
-            )
+            clib.ghcb_line_load(&at, op.cpu, op.slot, &value)
             is_bad = expected[op.line] != 0 and (
                 clib.ghcb_cell_slot(expected[op.line]) == op.slot
                 and clib.ghcb_cell_value(expected[op.line]) != value
             )
         elif op.kind == clib.GHCB_CACHE_STORE:
-            clib.ghcb_line_store(
-                own, self.n_cpus, 1, op.cpu, op.slot, self.coherent, memory + op.line, value
-            )
+            clib.ghcb_line_store(&at, op.cpu, op.slot, value)
             expected[op.line] = clib.ghcb_cell(op.slot, value)
         elif op.kind == clib.GHCB_CACHE_CLFLUSH:
-            clib.ghcb_line_clflush(own, self.n_cpus, 1, op.slot, self.coherent, memory + op.line)
+            clib.ghcb_line_clflush(&at, op.slot)
         elif op.kind == clib.GHCB_CACHE_PAGE_FLUSH:
-            clib.ghcb_line_page_flush(own, self.n_cpus, 1, op.slot, memory + op.line)
+            clib.ghcb_line_page_flush(&at, op.slot)
         elif op.kind == clib.GHCB_CACHE_WBINVD or op.kind == clib.GHCB_CACHE_INVD:
             for line in range(self.n_lines):
                 clib.ghcb_line_invd(words + line * self.n_cpus + op.cpu)

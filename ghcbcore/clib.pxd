@@ -1164,6 +1164,13 @@ cdef extern from "ghcbcore/cacheline.h" nogil:
         uint32_t slot
         uint32_t value
 
+    ctypedef struct ghcb_line_t:
+        uint64_t *words
+        uint64_t n_cpus
+        uint64_t stride
+        uint64_t *memory
+        uint64_t coherent
+
     uint64_t ghcb_cell(uint64_t slot, uint64_t value)
     uint64_t ghcb_cell_slot(uint64_t cell)
     uint64_t ghcb_cell_value(uint64_t cell)
@@ -1177,18 +1184,47 @@ cdef extern from "ghcbcore/cacheline.h" nogil:
     void ghcb_line_write_back(uint64_t *word, uint64_t slot, uint64_t *memory)
     void ghcb_line_evict(uint64_t *word, uint64_t slot, uint64_t *memory)
     int ghcb_line_load(
-        uint64_t *words, uint64_t n_cpus, uint64_t stride, uint64_t cpu, uint64_t slot,
-        uint64_t coherent, uint64_t *memory, uint64_t *value,
+        const ghcb_line_t *at, uint64_t cpu, uint64_t slot, uint64_t *value
     )
-    int ghcb_line_store(
-        uint64_t *words, uint64_t n_cpus, uint64_t stride, uint64_t cpu, uint64_t slot,
-        uint64_t coherent, uint64_t *memory, uint64_t value,
-    )
-    int ghcb_line_clflush(
-        uint64_t *words, uint64_t n_cpus, uint64_t stride, uint64_t slot, uint64_t coherent,
-        uint64_t *memory,
-    )
-    int ghcb_line_page_flush(
-        uint64_t *words, uint64_t n_cpus, uint64_t stride, uint64_t asid, uint64_t *memory
-    )
+    int ghcb_line_store(const ghcb_line_t *at, uint64_t cpu, uint64_t slot, uint64_t value)
+    int ghcb_line_clflush(const ghcb_line_t *at, uint64_t slot)
+    int ghcb_line_page_flush(const ghcb_line_t *at, uint64_t asid)
     void ghcb_line_invd(uint64_t *word)
+
+cdef extern from "ghcbcore/cacheset.h" nogil:
+    enum:
+        GHCB_CACHE_MAX_WAYS
+        GHCB_CACHE_MAX_LEVELS
+        GHCB_CACHE_LINE_BITS
+        GHCB_CACHE_SET_WORDS
+        GHCB_TAG_SHIFT
+        GHCB_NO_WAY
+    const uint64_t GHCB_TAG_DIRTY
+    const uint64_t GHCB_TAG_ALONE
+    const uint64_t GHCB_TAG_EMPTY
+    const uint64_t GHCB_ORDER_NEW
+
+    ctypedef struct ghcb_cache_level_t:
+        uint64_t *sets
+        uint64_t *tags
+        uint64_t *versions
+        uint64_t n_sets
+        uint64_t mask
+        uint64_t ways
+
+    uint64_t ghcb_cache_key(uint64_t line, uint64_t slot)
+    uint64_t ghcb_cache_key_line(uint64_t key)
+    uint64_t ghcb_cache_key_slot(uint64_t key)
+    uint64_t ghcb_cache_signature(uint64_t key)
+    uint64_t ghcb_cache_set(const ghcb_cache_level_t *level, uint64_t unit, uint64_t line)
+    uint64_t ghcb_set_find(
+        const ghcb_cache_level_t *level, uint64_t set, uint64_t key, uint64_t signature
+    )
+    void ghcb_set_touch(const ghcb_cache_level_t *level, uint64_t set, uint64_t way)
+    uint64_t ghcb_set_oldest(const ghcb_cache_level_t *level, uint64_t set)
+    void ghcb_set_take_out(const ghcb_cache_level_t *level, uint64_t set, uint64_t way)
+    void ghcb_set_put(
+        const ghcb_cache_level_t *level, uint64_t set, uint64_t way, uint64_t key,
+        uint64_t signature, uint64_t flags,
+    )
+    uint64_t ghcb_cache_draw(uint64_t seed, uint64_t *n)

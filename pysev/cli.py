@@ -1,4 +1,4 @@
-"""The command line: ``pysev decode | trace | doctor | scenarios | run | check``.
+"""The command line: ``pysev decode | trace | doctor | cache | scenarios | run | check``.
 
 Exit status: 0 good, 1 a finding (a violation, malformed input that was decoded as such), 2 usage,
 bad input or output that cannot be written, 130 interrupted; what is wrong is said in one line on
@@ -71,6 +71,17 @@ def _parser() -> _Parser:
         trace.add_argument(f"--{how}", metavar="OUT", help=f"write each exchange as {how}")
     doctor = commands.add_parser("doctor", help="say what a kernel log tells about SEV")
     doctor.add_argument("log", metavar="DMESG", help="any form, gz or xz too; - for stdin")
+    cache = commands.add_parser("cache", help="what caches can leave in memory; missing flushes")
+    cache.add_argument(
+        "file", nargs="?", metavar="FILE", help="a program; - for stdin, none for the example"
+    )
+    cache.add_argument("--coherent", action="store_true", help="the part has SME_COHERENT")
+    cache.add_argument("--cpus", type=_integer, metavar="N", help="CPUs of the machine")
+    cache.add_argument("--plot", metavar="OUT", help="lines by attribute, as .png or .svg")
+    cache.add_argument(
+        "--scale", metavar="PRESET", help="millions of lines in the caches of a part, e.g. genoa"
+    )
+    cache.add_argument("--seed", type=_integer, default=0, metavar="N", help="order of evictions")
     scenarios = commands.add_parser("scenarios", help="list the scenarios there are")
     run = commands.add_parser("run", help="run a scenario once, at any scale")
     run.add_argument("scenario")
@@ -102,7 +113,7 @@ def _parser() -> _Parser:
         metavar="FILE.py:FUNCTION",
         help="one more property: a function over an array of states",
     )
-    for one in (decode, trace, doctor, scenarios, run, check):
+    for one in (decode, trace, doctor, cache, scenarios, run, check):
         one.add_argument("--json", action="store_true", help="machine-readable")
     return top
 
@@ -219,6 +230,25 @@ def _doctor(arguments: argparse.Namespace) -> int:
         return main_doctor(_stdin(), "standard input", json=arguments.json)
     with open(arguments.log, "rb") as stream:  # noqa: PTH123 -- the name stays as it was given
         return main_doctor(stream, arguments.log, json=arguments.json)
+
+
+def _cache(arguments: argparse.Namespace) -> int:
+    from .caches.command import main_cache, main_scale
+
+    n_cpus = arguments.cpus
+    if n_cpus is not None and n_cpus < 1:
+        raise _UsageError(f"--cpus {n_cpus}: must be at least 1")
+    how = {"json": arguments.json, "plot": arguments.plot, "coherent": arguments.coherent}
+    if arguments.scale is not None:
+        if arguments.file is not None:
+            raise _UsageError("cache: give a FILE or --scale, not both")
+        return main_scale(arguments.scale, n_cores=n_cpus, seed=arguments.seed, **how)
+    if arguments.file is None:
+        return main_cache(None, "example", n_cpus=n_cpus or 0, **how)
+    if arguments.file == "-":
+        return main_cache(_stdin(), "standard input", n_cpus=n_cpus or 0, **how)
+    with open(arguments.file, "rb") as stream:  # noqa: PTH123 -- the name stays as it was given
+        return main_cache(stream, arguments.file, n_cpus=n_cpus or 0, **how)
 
 
 def _trace(arguments: argparse.Namespace) -> int:
@@ -369,6 +399,7 @@ _COMMANDS = {
     "decode": _decode,
     "trace": _trace,
     "doctor": _doctor,
+    "cache": _cache,
     "scenarios": _scenarios,
     "run": _run,
     "check": _check,

@@ -21,7 +21,7 @@
  * - the memory word of a line: one cell that is stored, one that is still queued in the fabric. The
  *   upper 32 bits are the caller's.
  * Equal states are equal words. What hardware chooses (which alias leaves, in which order) is an
- * argument. `stride` is the distance from one CPU's word to the next.
+ * argument.
  *
  * Not here: prefetching (a line is filled by a load or a store), and stores of parts of a line,
  * which would first fill it, with noise if the key is another.
@@ -60,6 +60,15 @@
 #define GHCB_LINE_N_VALUES 16
 #define GHCB_LINE_NOISE 0 /* what is read under another key; nothing can store it */
 
+/* Where the words of one line are, in whatever record. */
+typedef struct {
+	uint64_t *words;   /* of the first CPU; that of CPU i is words[i * stride] */
+	uint64_t n_cpus;
+	uint64_t stride;
+	uint64_t *memory;  /* the memory word */
+	uint64_t coherent; /* 1: the processor reports SME_COHERENT */
+} ghcb_line_t;
+
 static uint64_t ghcb_cell(uint64_t slot, uint64_t value);
 static uint64_t ghcb_cell_slot(uint64_t cell);
 static uint64_t ghcb_cell_value(uint64_t cell);
@@ -75,14 +84,10 @@ static uint64_t ghcb_memory_drain(uint64_t memory);
 static uint64_t ghcb_memory_rekey(uint64_t memory, uint64_t slot);
 static void ghcb_line_write_back(uint64_t *word, uint64_t slot, uint64_t *memory);
 static void ghcb_line_evict(uint64_t *word, uint64_t slot, uint64_t *memory);
-static int ghcb_line_load(uint64_t *words, uint64_t n_cpus, uint64_t stride, uint64_t cpu,
-			  uint64_t slot, uint64_t coherent, uint64_t *memory, uint64_t *value);
-static int ghcb_line_store(uint64_t *words, uint64_t n_cpus, uint64_t stride, uint64_t cpu,
-			   uint64_t slot, uint64_t coherent, uint64_t *memory, uint64_t value);
-static int ghcb_line_clflush(uint64_t *words, uint64_t n_cpus, uint64_t stride, uint64_t slot,
-			     uint64_t coherent, uint64_t *memory);
-static int ghcb_line_page_flush(uint64_t *words, uint64_t n_cpus, uint64_t stride, uint64_t asid,
-				uint64_t *memory);
+static int ghcb_line_load(const ghcb_line_t *at, uint64_t cpu, uint64_t slot, uint64_t *value);
+static int ghcb_line_store(const ghcb_line_t *at, uint64_t cpu, uint64_t slot, uint64_t value);
+static int ghcb_line_clflush(const ghcb_line_t *at, uint64_t slot);
+static int ghcb_line_page_flush(const ghcb_line_t *at, uint64_t asid);
 static void ghcb_line_wbinvd(uint64_t *word, uint64_t last, uint64_t *memory);
 static void ghcb_line_wbnoinvd(uint64_t *word, uint64_t last, uint64_t *memory);
 static void ghcb_line_invd(uint64_t *word);
@@ -284,94 +289,92 @@ static inline void ghcb_line_evict(uint64_t *word, uint64_t slot, uint64_t *memo
 /* --- what CPUs ask for ------------------------------------------------------------------------ */
 
 /* SME_COHERENT: before a request in one domain, all others leave all caches. */
-static inline void ghcb_line_expel(uint64_t *words, uint64_t n_cpus, uint64_t stride,
-				   uint64_t slot, uint64_t *memory)
+static inline void ghcb_line_expel(const ghcb_line_t *at, uint64_t slot)
 {
 	uint64_t i, *word, rest;
 
-	for (i = 0; i < n_cpus; i++) {
-		word = words + i * stride;
+	for (i = 0; i < at->n_cpus; i++) {
+		word = at->words + i * at->stride;
 		for (rest = *word; rest; rest >>= GHCB_CELL_BITS)
 			if (ghcb_cell_slot(rest) != slot)
-				ghcb_line_evict(word, ghcb_cell_slot(rest), memory);
+				ghcb_line_evict(word, ghcb_cell_slot(rest), at->memory);
 	}
 }
 
 /* Read the line: own copy, else that of another CPU, else memory. The own copy is clean if it is
  * new. OUT_OF_RANGE: no such CPU or slot, or a fifth domain; nothing has changed then.
  */
-static inline int ghcb_line_load(uint64_t *words, uint64_t n_cpus, uint64_t stride, uint64_t cpu,
-				 uint64_t slot, uint64_t coherent, uint64_t *memory,
+static inline int ghcb_line_load(const ghcb_line_t *at, uint64_t cpu, uint64_t slot,
 				 uint64_t *value)
 {
-	uint64_t i, cell, word;
+	uint64_t i, cell, word, *own = at->words + cpu * at->stride;
 	int status;
 
-	if (cpu >= n_cpus || slot >= GHCB_N_SLOTS)
+	if (cpu >= at->n_cpus || slot >= GHCB_N_SLOTS)
 		return GHCB_E_OUT_OF_RANGE;
-	if (coherent)
-		ghcb_line_expel(words, n_cpus, stride, slot, memory);
-	cell = ghcb_line_find(words[cpu * stride], slot);
+	if (at->coherent)
+		ghcb_line_expel(at, slot);
+	cell = ghcb_line_find(*own, slot);
 	if (!cell) {
-		for (i = 0; i < n_cpus && !cell; i++)
-			cell = ghcb_line_find(words[i * stride], slot);
+		for (i = 0; i < at->n_cpus && !cell; i++)
+			cell = ghcb_line_find(at->words[i * at->stride], slot);
 		if (cell)
 			cell &= ~(uint64_t)GHCB_CELL_DIRTY;
 		else
-			cell = ghcb_cell(slot, ghcb_cell_read(ghcb_memory_content(*memory), slot));
-		status = ghcb_line_put(words[cpu * stride], cell, &word);
+			cell = ghcb_cell(slot, ghcb_cell_read(ghcb_memory_content(*at->memory), slot));
+		status = ghcb_line_put(*own, cell, &word);
 		if (status != GHCB_OK)
 			return status;
-		words[cpu * stride] = word;
+		*own = word;
 	}
 	*value = ghcb_cell_value(cell);
 	return GHCB_OK;
 }
 
 /* Write the whole line. OUT_OF_RANGE: as for a load, or a value that nobody can store. */
-static inline int ghcb_line_store(uint64_t *words, uint64_t n_cpus, uint64_t stride, uint64_t cpu,
-				  uint64_t slot, uint64_t coherent, uint64_t *memory,
+static inline int ghcb_line_store(const ghcb_line_t *at, uint64_t cpu, uint64_t slot,
 				  uint64_t value)
 {
-	uint64_t i, word;
+	uint64_t i, word, *own = at->words + cpu * at->stride;
 	int status;
 
-	if (cpu >= n_cpus || slot >= GHCB_N_SLOTS || value == GHCB_LINE_NOISE ||
+	if (cpu >= at->n_cpus || slot >= GHCB_N_SLOTS || value == GHCB_LINE_NOISE ||
 	    value >= GHCB_LINE_N_VALUES)
 		return GHCB_E_OUT_OF_RANGE;
-	if (coherent)
-		ghcb_line_expel(words, n_cpus, stride, slot, memory);
-	status = ghcb_line_put(words[cpu * stride], ghcb_cell(slot, value) | GHCB_CELL_DIRTY, &word);
+	if (at->coherent)
+		ghcb_line_expel(at, slot);
+	status = ghcb_line_put(*own, ghcb_cell(slot, value) | GHCB_CELL_DIRTY, &word);
 	if (status != GHCB_OK)
 		return status;
-	for (i = 0; i < n_cpus; i++)
-		words[i * stride] = ghcb_line_drop(words[i * stride], slot);
-	words[cpu * stride] = word;
+	for (i = 0; i < at->n_cpus; i++)
+		at->words[i * at->stride] = ghcb_line_drop(at->words[i * at->stride], slot);
+	*own = word;
 	return GHCB_OK;
 }
 
 /* CLFLUSH of a mapping with this key, on any CPU: one line leaves all caches. */
-static inline int ghcb_line_clflush(uint64_t *words, uint64_t n_cpus, uint64_t stride,
-				    uint64_t slot, uint64_t coherent, uint64_t *memory)
+static inline int ghcb_line_clflush(const ghcb_line_t *at, uint64_t slot)
 {
 	uint64_t i;
 
 	if (slot >= GHCB_N_SLOTS)
 		return GHCB_E_OUT_OF_RANGE;
-	if (coherent)
-		ghcb_line_expel(words, n_cpus, stride, slot, memory);
-	for (i = 0; i < n_cpus; i++)
-		ghcb_line_evict(words + i * stride, slot, memory);
+	if (at->coherent)
+		ghcb_line_expel(at, slot);
+	for (i = 0; i < at->n_cpus; i++)
+		ghcb_line_evict(at->words + i * at->stride, slot, at->memory);
 	return GHCB_OK;
 }
 
 /* What MSR VM_PAGE_FLUSH does to each line of the page. OUT_OF_RANGE: not an ASID. */
-static inline int ghcb_line_page_flush(uint64_t *words, uint64_t n_cpus, uint64_t stride,
-				       uint64_t asid, uint64_t *memory)
+static inline int ghcb_line_page_flush(const ghcb_line_t *at, uint64_t asid)
 {
+	ghcb_line_t incoherent = *at;
+
+	incoherent.coherent = 0;
 	if (asid == GHCB_SLOT_PLAIN || asid > GHCB_SLOT_ASID_MAX)
 		return GHCB_E_OUT_OF_RANGE;
-	return ghcb_line_clflush(words, n_cpus, stride, asid, 0, memory);
+	return ghcb_line_clflush(&incoherent, asid);
 }
 
 /* WBNOINVD as one CPU's line sees it: dirty copies are written back, that of `last` after the

@@ -10,8 +10,8 @@ A machine is ``(caches, memory, queue, expected)``:
 * ``memory``: {line: (domain, value, readable)}; ``queue``: the same for writes on their way;
 * ``expected``: {line: (domain, value)}.
 
-A statement is ``(kind, cpu, line, domain, value)``, kind a word. A program is a list of blocks, each
-a list of statements; in a block each CPU keeps its order.
+A statement is ``(kind, cpu, line, domain, value)``, kind a word. A program is a list of blocks,
+each a list of statements; in a block each CPU keeps its order.
 """
 
 from itertools import permutations
@@ -41,7 +41,7 @@ def decrypt(content, domain):
 
 
 def write_back(caches, queue, key, *, keep):
-    cpu, line, domain = key
+    _, line, domain = key
     what, dirty = caches[key]
     if dirty:
         queue[line] = (domain, what, True)
@@ -143,7 +143,7 @@ def outcomes(blocks, memory, *, coherent=False):
         while at < len(blocks) and len(done) == len(blocks[at]):
             at, done = at + 1, frozenset()
         todo += [(at, done, after) for after in by_itself(machine)]
-        caches, content, queue, expected = machine.parts()
+        caches, _, queue, expected = machine.parts()
         if at == len(blocks):
             if not queue and not any(dirty for _, dirty in caches.values()):
                 results.add((machine.memory, machine.expected))
@@ -154,8 +154,8 @@ def outcomes(blocks, memory, *, coherent=False):
                 continue
             for what, after in execute(machine, statement, coherent):
                 wanted = expected.get(statement[2])
-                if statement[0] == "load" and wanted and wanted[0] == statement[3]:
-                    if what != wanted[1]:
-                        reads.add((at, i, what))
+                is_judged = statement[0] == "load" and wanted and wanted[0] == statement[3]
+                if is_judged and what != wanted[1]:
+                    reads.add((at, i, what))
                 todo.append((at, done | {i}, after))
     return results, reads

@@ -1,5 +1,7 @@
 """Programs of caches: the core finds exactly the results that the oracle finds."""
 
+from itertools import pairwise
+
 import cache_oracle as oracle
 import numpy as np
 import pytest
@@ -79,7 +81,7 @@ def programs(draw, n_max=6):
         cpu, line = draw(st.integers(0, CPUS - 1)), draw(st.integers(0, LINES - 1))
         statements.append((kind, cpu, line, domain, number + 2 if kind == "store" else 0))
     cuts = sorted(draw(st.sets(st.integers(0, len(statements)))) | {0, len(statements)})
-    return [statements[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    return [statements[a:b] for a, b in pairwise(cuts)]
 
 
 MEMORY = {0: (PLAIN, 1, True), 1: (SME, 1, True)}
@@ -125,15 +127,16 @@ def test_a_path_leads_to_its_result_when_the_rules_are_applied_one_by_one(blocks
 def replay(event, words, memory, value):
     kind, _, cpu, line, slot, what = event
     own, at = words + line * CPUS, memory + line
+    one = ffi.new("ghcb_line_t *", (own, CPUS, 1, at, 0))
     if kind == lib.GHCB_CACHE_LOAD:
-        assert lib.ghcb_line_load(own, CPUS, 1, cpu, slot, 0, at, value) == lib.GHCB_OK
+        assert lib.ghcb_line_load(one, cpu, slot, value) == lib.GHCB_OK
         assert value[0] == what
     elif kind == lib.GHCB_CACHE_STORE:
-        assert lib.ghcb_line_store(own, CPUS, 1, cpu, slot, 0, at, what) == lib.GHCB_OK
+        assert lib.ghcb_line_store(one, cpu, slot, what) == lib.GHCB_OK
     elif kind == lib.GHCB_CACHE_CLFLUSH:
-        lib.ghcb_line_clflush(own, CPUS, 1, slot, 0, at)
+        lib.ghcb_line_clflush(one, slot)
     elif kind == lib.GHCB_CACHE_PAGE_FLUSH:
-        lib.ghcb_line_page_flush(own, CPUS, 1, slot, at)
+        lib.ghcb_line_page_flush(one, slot)
     elif kind in (lib.GHCB_CACHE_EVICT, lib.GHCB_CACHE_FORGET):
         lib.ghcb_line_evict(own + cpu, slot, at)
     elif kind == lib.GHCB_CACHE_CLEAN:
