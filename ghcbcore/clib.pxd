@@ -1228,3 +1228,15 @@ cdef extern from "ghcbcore/cacheset.h" nogil:
         uint64_t signature, uint64_t flags,
     )
     uint64_t ghcb_cache_draw(uint64_t seed, uint64_t *n)
+
+    ctypedef struct ghcb_cache_run_t:
+        uint64_t core
+        uint64_t slot
+        uint64_t last_key
+        uint64_t last_at
+        uint64_t is_miss
+
+    uint64_t ghcb_cache_run(
+        const ghcb_cache_level_t *level, ghcb_cache_run_t *run, const uint64_t *lines,
+        const uint8_t *stores, uint64_t step, uint64_t i, uint64_t end,
+    )

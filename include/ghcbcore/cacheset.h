@@ -154,6 +154,79 @@ static inline void ghcb_set_put(const ghcb_cache_level_t *level, uint64_t set, u
 	ghcb_set_touch(level, set, way);
 }
 
+/* Where a run of accesses of one core under one key is: which line was the last, and its tag. */
+typedef struct {
+	uint64_t core;
+	uint64_t slot;
+	uint64_t last_key; /* GHCB_TAG_EMPTY: none */
+	uint64_t last_at;
+	uint64_t is_miss; /* the run ended where the first eight ways have no such line */
+} ghcb_cache_run_t;
+
+/* Take accesses as long as they hit a level and need nothing else: loads, and stores to lines that
+ * are alone. Return the index of the first that does not. `step` is 1 if each access has a flag of
+ * its own in `stores`, 0 if the first counts for all; `ways` is level->ways, a constant if possible.
+ */
+static inline __attribute__((always_inline)) uint64_t
+ghcb_cache_run_ways(const ghcb_cache_level_t *level, uint64_t ways, ghcb_cache_run_t *run,
+		    const uint64_t *lines, const uint8_t *stores, uint64_t step, uint64_t i,
+		    uint64_t end)
+{
+	const uint64_t first = run->core * level->n_sets, mask = level->mask;
+	const uint64_t slot = ghcb_cache_key(0, run->slot);
+	uint64_t *const sets = level->sets, *const tags = level->tags;
+	uint64_t last_key = run->last_key, last_at = run->last_at;
+	uint64_t key, marks, way, set, order, below, signature, *words;
+
+	for (; i < end; i++) {
+		if (lines[i] >> GHCB_CACHE_LINE_BITS)
+			break;
+		key = slot | lines[i];
+		if (key != last_key) {
+			set = first + (lines[i] & mask);
+			words = sets + set * GHCB_CACHE_SET_WORDS;
+			signature = ghcb_cache_signature(key);
+			marks = ghcb_zero_bytes(words[0] ^ signature);
+			for (;; marks &= marks - 1) {
+				if (!marks) {
+					run->is_miss = 1;
+					goto out;
+				}
+				way = (uint64_t)__builtin_ctzll(marks) >> 3;
+				if (ways >= 8 || way < ways)
+					if (tags[set * ways + way] >> GHCB_TAG_SHIFT == key)
+						break;
+			}
+			order = words[2];
+			if ((order & 15) != way) {
+				below = (1ull << ghcb_order_place(order, way)) - 1;
+				words[2] = (order & ~(below << 4 | 15)) | (order & below) << 4 | way;
+			}
+			last_key = key;
+			last_at = set * ways + way;
+		}
+		if (stores[step * i]) {
+			if (!(tags[last_at] & GHCB_TAG_ALONE))
+				break;
+			tags[last_at] |= GHCB_TAG_DIRTY;
+		}
+	}
+out:
+	run->last_key = last_key;
+	run->last_at = last_at;
+	return i;
+}
+
+/* Only for levels with a power of two of sets; lines in ways above the eighth end a run. */
+static inline uint64_t ghcb_cache_run(const ghcb_cache_level_t *level, ghcb_cache_run_t *run,
+				      const uint64_t *lines, const uint8_t *stores, uint64_t step,
+				      uint64_t i, uint64_t end)
+{
+	if (level->ways == 8 && step == 0)
+		return ghcb_cache_run_ways(level, 8, run, lines, stores, 0, i, end);
+	return ghcb_cache_run_ways(level, level->ways, run, lines, stores, step, i, end);
+}
+
 /* A number that follows from a seed and a counter alone. */
 static inline uint64_t ghcb_cache_draw(uint64_t seed, uint64_t *n)
 {

@@ -8,16 +8,19 @@ from collections.abc import Iterator, Sequence
 from importlib import resources
 from typing import IO, Any, Final
 
+from . import plot as _plot
 from .missing import Cures, Option, cures, with_flushes
 from .outcome import Outcome, Step, explore
-from .program import MAX_TEXT_BYTES, BadProgram, Program, parse
+from .program import LINE_BYTES, MAX_TEXT_BYTES, BadProgram, Program, parse
+from .scale import FLUSHERS, Kexec, find_preset, kexec_at_scale, lines_per_core
 
-__all__ = ["EXAMPLE", "example_text", "main_cache"]
+__all__ = ["EXAMPLE", "example_text", "main_cache", "main_scale"]
 
 GOOD, FINDING = 0, 1
 WIDTH: Final = 100
 MAX_CONTENTS: Final = 24
 MAX_STEPS: Final = 60
+MAX_RANGES: Final = 8
 EXAMPLE: Final = "wbinvd.txt"
 
 
@@ -33,6 +36,7 @@ def main_cache(
     n_cpus: int = 0,
     coherent: bool = False,
     json: bool = False,
+    plot: str | None = None,
 ) -> int:
     """Explore one program and say what can result; return the exit status.
 
@@ -44,7 +48,11 @@ def main_cache(
         What messages call it.
     n_cpus : int
         CPUs of the machine, 0 for as many as the program names.
+    plot : str, optional
+        Where to draw what each line can hold, .png or .svg.
     """
+    if plot is not None:
+        _plot.refuse_name(plot)
     if stream is None:
         text = example_text()
     else:
@@ -59,6 +67,9 @@ def main_cache(
     program = parse(text, name, n_cpus=n_cpus, coherent=coherent)
     outcome = explore(program)
     missing = cures(program) if outcome.is_corrupt else None
+    if plot is not None:
+        title = f"{name}: what memory can hold in the end"
+        _plot.draw(plot, _plot.of_outcome(outcome), title, "contents of memory")
     if json:
         sys.stdout.write(_json.dumps(as_json(outcome, missing), indent=2) + "\n")
     else:
@@ -208,6 +219,84 @@ def _run(program: Program, first: int, last: int) -> str:
 
 def _n(n: int, word: str) -> str:
     return f"{n} {word}" if n == 1 else f"{n} {word}s"
+
+
+# At scale ---------------------------------------------------------------------------------------
+
+
+def main_scale(
+    preset: str,
+    *,
+    n_cores: int | None = None,
+    seed: int = 0,
+    coherent: bool = False,
+    json: bool = False,
+    plot: str | None = None,
+) -> int:
+    """Do a kexec on the caches of a part, with three ways to flush; return the exit status.
+
+    0 if no line is corrupt, whoever flushes. See ``pysev.caches.scale``.
+    """
+    row = find_preset(preset)
+    if plot is not None:
+        _plot.refuse_name(plot)
+    n_cores = min(row.n_ccx, 4) * row.cores_per_ccx if n_cores is None else n_cores
+    found = [
+        kexec_at_scale(row, flusher, n_cores=n_cores, seed=seed, coherent=coherent)
+        for flusher in FLUSHERS
+    ]
+    if plot is not None:
+        title = f"{row.name}, {n_cores} cores: lines by attribute, nobody executed WBINVD"
+        _plot.draw(plot, _plot.of_census(found[0].census), title, "lines")
+    n_lines = n_cores * lines_per_core(row)
+    if json:
+        value = {
+            "preset": row.name,
+            "cores": n_cores,
+            "seed": seed,
+            "coherent": coherent,
+            "lines": n_lines,
+            "kexecs": [_kexec_json(one) for one in found],
+        }
+        sys.stdout.write(_json.dumps(value, indent=2) + "\n")
+    else:
+        size = f"{_n(n_cores, 'core')}, {row.cores_per_ccx} to an L3"
+        head = f"{row.name} ({row.what}): {size}, seed {seed}"
+        sys.stdout.write("\n".join([head, *_scale_text(found, n_lines)]) + "\n")
+    return FINDING if any(len(one.corrupted) for one in found) else GOOD
+
+
+def _scale_text(found: Sequence[Kexec], n_lines: int) -> Iterator[str]:
+    size = n_lines * LINE_BYTES / (1 << 20)
+    yield f"the old kernel stores {n_lines} lines ({size:.1f} MiB) with c=1,"
+    yield "the new one, on core 0, stores them again with c=0; then all is written back"
+    yield ""
+    yield "who executes WBINVD  still dirty at the jump  corrupt lines  corrupt bytes   ranges"
+    for one in found:
+        n = len(one.corrupted)
+        yield (
+            f"{one.flusher:<19}  {one.n_dirty:>23}  {n:>13}  {n * LINE_BYTES:>13}  {len(one.ranges):>7}"
+        )
+    for one in found:
+        if not len(one.corrupted):
+            continue
+        yield ""
+        yield f"WBINVD by {one.flusher}: what is corrupt, in bytes, ends exclusive"
+        shown = one.ranges[:MAX_RANGES].tolist()
+        for begin, end in shown:
+            yield f"  {begin:#014x} {end:#014x}  {_n((end - begin) // LINE_BYTES, 'line')}"
+        if len(one.ranges) > MAX_RANGES:
+            yield f"  and {len(one.ranges) - MAX_RANGES} more (--json has them all)"
+
+
+def _kexec_json(one: Kexec) -> dict[str, Any]:
+    return {
+        "wbinvd": one.flusher,
+        "dirty_at_jump": one.n_dirty,
+        "corrupt_lines": len(one.corrupted),
+        "corrupt_bytes": LINE_BYTES * len(one.corrupted),
+        "ranges": [[f"{spa:#018x}" for spa in span] for span in one.ranges.tolist()],
+    }
 
 
 # JSON -------------------------------------------------------------------------------------------

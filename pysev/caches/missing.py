@@ -53,8 +53,8 @@ class Choice:
 class Cures:
     """The smallest cures. ``is_complete``: there is no other of that size.
 
-    Each cure is a tuple of choices that are all to be made. ``first`` is one cure, flush by flush, as
-    (place, flush); by WBINVD where that can do it.
+    Each cure is a tuple of choices that are all to be made. ``first`` is one cure, flush by flush,
+    as (place, flush); by WBINVD where that can do it.
     """
 
     cures: tuple[tuple[Choice, ...], ...]

@@ -80,8 +80,8 @@ class Statement:
     """One line of the text: what each CPU does, and whom it waits for.
 
     ``number`` is the line in the text, 0 if the statement was inserted. ``ops`` are rows of
-    ``ghcbcore.cacheline.OP_DTYPE`` without their block; ``group`` is the same for statements that are
-    not ordered among each other.
+    ``ghcbcore.cacheline.OP_DTYPE`` without their block; ``group`` is the same for statements that
+    are not ordered among each other.
     """
 
     number: int
@@ -92,7 +92,7 @@ class Statement:
 
 @dataclass(frozen=True)
 class Program:
-    """A program, taken apart. ``spas`` are the lines that it names; contents are by their number."""
+    """A program, taken apart. ``spas`` are the lines that it names, in the order of the text."""
 
     name: str
     statements: tuple[Statement, ...]
@@ -223,7 +223,8 @@ class _Parser:
     def _count_cpus(self, given: int) -> int:
         """Find how many CPUs there are, before statements for all of them are made."""
         least = 1
-        for self.number, words in self.rows:
+        for number, words in self.rows:
+            self.number = number
             if words[0] == "cpu" and len(words) > 1:
                 if words[1] == "others":
                     least = max(least, 2)
@@ -244,7 +245,8 @@ class _Parser:
         return value
 
     def program(self) -> Program:
-        for self.number, words in self.rows:
+        for number, words in self.rows:
+            self.number = number
             self.statement(words)
             if self.n_ops > cacheline.MAX_OPS:
                 raise self.refuse(f"more than {cacheline.MAX_OPS} statements")
