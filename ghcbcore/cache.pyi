@@ -23,6 +23,7 @@ class Counts(NamedTuple):
 def bytes_for(
     levels: Sequence[tuple[int, int]], n_cores: SupportsIndex = 1, cores_per_l3: SupportsIndex = 1
 ) -> int: ...
+
 @final
 class Cache:
     def __new__(

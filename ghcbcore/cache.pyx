@@ -135,7 +135,8 @@ cdef class Cache:
     cdef uint64_t n_units[3]
     cdef object _keep, _lock
     # counters
-    cdef uint64_t loads, stores, hits[3], others, fills, write_backs
+    cdef uint64_t loads, stores, others, fills, write_backs
+    cdef uint64_t hits[3]
     # memory, by page
     cdef uint64_t *pfns  # of a slot of the table: 1 + the page
     cdef uint64_t *blocks  # of a slot of the table: the block
@@ -551,7 +552,7 @@ cdef class Cache:
         -----
         Releases the GIL.
         """
-        cdef const uint64_t[::1] line_of = lines
+        cdef const uint64_t[::1] line_of = _given(lines)
         cdef Py_ssize_t n = line_of.shape[0], i = 0, end = 0
         cdef const uint8_t[::1] store_of = _each(stores, _np.bool_, n, "stores").view(_np.uint8)
         cdef const uint16_t[::1] slot_of = _each(slots, _np.uint16, n, "slots")
@@ -664,7 +665,7 @@ cdef class Cache:
         self._flush_lines(first + _np.arange(PAGE_LINES, dtype=_np.uint64), asid, False)
 
     def _flush_lines(self, lines, slot, every):
-        cdef const uint64_t[::1] line_of = lines
+        cdef const uint64_t[::1] line_of = _given(lines)
         cdef uint64_t slot_ = _index(slot), key, sig, word, other, version = 0, tag, i
         cdef Py_ssize_t k
         cdef bint is_every = every
@@ -931,6 +932,12 @@ cdef class Cache:
 
 cdef uint64_t _address(array) except? 0:
     return array.__array_interface__["data"][0]
+
+
+cdef _given(lines):
+    if lines is None:
+        raise TypeError("lines is None, not an array of uint64")
+    return lines
 
 
 cdef _each(given, dtype, Py_ssize_t n, str name):

@@ -273,10 +273,9 @@ def _scale_text(found: Sequence[Kexec], n_lines: int) -> Iterator[str]:
     yield ""
     yield "who executes WBINVD  still dirty at the jump  corrupt lines  corrupt bytes   ranges"
     for one in found:
-        n = len(one.corrupted)
-        yield (
-            f"{one.flusher:<19}  {one.n_dirty:>23}  {n:>13}  {n * LINE_BYTES:>13}  {len(one.ranges):>7}"
-        )
+        n, n_ranges = len(one.corrupted), len(one.ranges)
+        counts = f"{one.n_dirty:>23}  {n:>13}  {n * LINE_BYTES:>13}  {n_ranges:>7}"
+        yield f"{one.flusher:<19}  {counts}"
     for one in found:
         if not len(one.corrupted):
             continue
@@ -345,7 +344,13 @@ def _missing_json(program: Program, missing: Cures) -> dict[str, Any]:
         "complete": missing.is_complete,
         "tried": missing.n_tried,
         "cures": [
-            [{"any_of": list(choice.flushes), "where": _where(program, choice)} for choice in cure]
+            [
+                [
+                    {"any_of": list(one.flushes), "where": _where(program, one)}
+                    for one in choice.options
+                ]
+                for choice in cure
+            ]
             for cure in missing.cures
         ],
     }

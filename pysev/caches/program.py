@@ -230,7 +230,7 @@ class _Parser:
                     least = max(least, 2)
                 elif words[1] != "all":
                     least = max(least, 1 + self.integer(words[1], cacheline.MAX_CPUS, "CPU"))
-            if given and least > given:
+            if given > 0 and least > given:
                 raise self.refuse(f"cpu {words[1]}, but the machine has {given}")
         if not 0 <= given <= cacheline.MAX_CPUS:
             raise BadProgram(f"{self.name}: {given} CPUs, must be 1 to {cacheline.MAX_CPUS}")
