@@ -1,5 +1,5 @@
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple, Self, SupportsIndex, final
+from typing import Any, Final, NamedTuple, SupportsIndex, final
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +26,8 @@ def bytes_for(
 
 @final
 class Cache:
-    def __new__(
-        cls,
+    def __init__(
+        self,
         levels: Sequence[tuple[int, int]],
         n_cores: SupportsIndex = 1,
         cores_per_l3: SupportsIndex = 1,
@@ -38,7 +38,7 @@ class Cache:
         track: bool = True,
         seed: SupportsIndex = 0,
         max_bytes: SupportsIndex = ...,
-    ) -> Self: ...
+    ) -> None: ...
     @property
     def n_cores(self) -> int: ...
     @property

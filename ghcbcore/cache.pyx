@@ -27,6 +27,7 @@ import numpy as _np
 from ghcbcore import errors as _errors
 
 cimport cython
+from cpython.exc cimport PyErr_CheckSignals
 from ghcbcore cimport clib
 from ghcbcore.clib cimport ghcb_cache_level_t
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -553,7 +554,7 @@ cdef class Cache:
         Releases the GIL.
         """
         cdef const uint64_t[::1] line_of = _given(lines)
-        cdef Py_ssize_t n = line_of.shape[0], i = 0, end = 0
+        cdef Py_ssize_t n = line_of.shape[0], i = 0, begin = 0, end = 0
         cdef const uint8_t[::1] store_of = _each(stores, _np.bool_, n, "stores").view(_np.uint8)
         cdef const uint16_t[::1] slot_of = _each(slots, _np.uint16, n, "slots")
         cdef const uint32_t[::1] core_of = _each(cores, _np.uint32, n, "cores")
@@ -576,8 +577,9 @@ cdef class Cache:
                 not self.track or not (step_store or store_at[0])
             )
             while i < n:
+                PyErr_CheckSignals()
                 self._room(CHUNK)
-                end = min(n, i + CHUNK)
+                begin, end, n_stores = i, min(n, i + CHUNK), 0
                 with nogil:
                     while i < end:
                         if is_run and slot_at[0] < clib.GHCB_N_SLOTS and (
@@ -621,13 +623,12 @@ cdef class Cache:
                         n_stores += is_store
                         self._one(core, line, slot, is_store)
                         i += 1
+                self._account(i - begin, n_stores)
                 if i < end:
-                    self._account(i, n_stores)
                     raise _errors.OutOfRange(
                         f"lines[{i}] = {line:#x}, slot {slot:#x}, core {core}: must be below "
                         f"2**{clib.GHCB_CACHE_LINE_BITS}, {clib.GHCB_N_SLOTS}, {self.n_cores}"
                     )
-            self._account(n, n_stores)
             after = self._counts()
             return Counts(*(b - a for a, b in zip(before, after, strict=True)))
 

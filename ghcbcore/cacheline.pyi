@@ -1,4 +1,4 @@
-from typing import Final, Self, SupportsIndex, final
+from typing import Final, SupportsIndex, final
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +13,8 @@ OP_DTYPE: Final[np.dtype[np.void]]
 
 @final
 class Explorer:
-    def __new__(
-        cls,
+    def __init__(
+        self,
         ops: npt.NDArray[np.void],
         n_cpus: SupportsIndex,
         memory: npt.NDArray[np.uint64],
@@ -22,7 +22,7 @@ class Explorer:
         never: npt.NDArray[np.uint64] | None = None,
         coherent: bool = False,
         max_bytes: SupportsIndex = ...,
-    ) -> Self: ...
+    ) -> None: ...
     @property
     def n_cpus(self) -> int: ...
     @property

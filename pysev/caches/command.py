@@ -158,6 +158,11 @@ def _timeline(steps: Sequence[Step]) -> Iterator[str]:
 
 
 def _missing(program: Program, missing: Cures) -> Iterator[str]:
+    if not missing.cures and missing.everywhere:
+        bound = "" if missing.is_complete else " that were tried"
+        yield f"no set of up to three flushes{bound} is enough; what is: every running CPU wbinvd,"
+        yield f"  {_where(program, Option(missing.everywhere, ()))}"
+        return
     if not missing.cures:
         tried = "of up to three" if missing.is_complete else "that was tried"
         yield f"no set of flushes {tried} helps: the program overwrites what it wants to keep"
@@ -343,6 +348,9 @@ def _missing_json(program: Program, missing: Cures) -> dict[str, Any]:
     return {
         "complete": missing.is_complete,
         "tried": missing.n_tried,
+        "wbinvd_everywhere": _where(program, Option(missing.everywhere, ()))
+        if missing.everywhere
+        else None,
         "cures": [
             [
                 [

@@ -20,7 +20,7 @@ from .program import Program, Statement, key_words
 __all__ = ["Choice", "Cures", "Flush", "Option", "cures", "with_flushes"]
 
 MAX_FLUSHES: Final = 3
-MAX_TRIES: Final = 20_000
+MAX_TRIES: Final = 5_000
 SEARCH_BYTES: Final = 1 << 26
 NOBODY: Final = 0xFFFFFFFF
 WHOLE: Final = {lib.GHCB_CACHE_WBINVD: "wbinvd", lib.GHCB_CACHE_WBNOINVD: "wbnoinvd"}
@@ -54,13 +54,15 @@ class Cures:
     """The smallest cures. ``is_complete``: there is no other of that size.
 
     Each cure is a tuple of choices that are all to be made. ``first`` is one cure, flush by flush,
-    as (place, flush); by WBINVD where that can do it.
+    as (place, flush); by WBINVD where that can do it. ``everywhere`` are the places at which WBINVD
+    on every CPU that has not halted is a cure; only looked for where there is no small one.
     """
 
     cures: tuple[tuple[Choice, ...], ...]
     first: tuple[tuple[int, Flush], ...]
     is_complete: bool
     n_tried: int
+    everywhere: tuple[int, ...] = ()
 
 
 _Set = frozenset[tuple[int, Flush]]
@@ -109,7 +111,20 @@ def cures(program: Program, *, max_flushes: int = MAX_FLUSHES, max_tries: int = 
         level = following
         if not is_complete:
             break
-    return Cures((), (), is_complete, n_tried)
+    places = range(len(program.statements) + 1)
+    everywhere = tuple(place for place in places if _is_cured_by_all(program, place))
+    return Cures((), (), is_complete, n_tried + len(places), everywhere)
+
+
+def _is_cured_by_all(program: Program, place: int) -> bool:
+    """Is WBINVD on every CPU at this place a cure?"""
+    halted = _halted(program, place)
+    running = [cpu for cpu in range(program.n_cpus) if cpu not in halted]
+    if not running:
+        return False
+    ops = tuple((lib.GHCB_CACHE_WBINVD, cpu, 0, 0, 0) for cpu in running)
+    search = with_flushes(program, [(place, Flush("cpu all wbinvd", ops))]).explorer(SEARCH_BYTES)
+    return search.run(stop=True, deep=True) and search.is_complete
 
 
 def _effective(

@@ -142,6 +142,14 @@ def test_nothing_helps_a_program_that_overwrites_its_own_data():
     assert missing.cures == () and missing.is_complete
 
 
+def test_where_more_than_three_flushes_are_needed_wbinvd_everywhere_is_found():
+    text = "cpu all store 0x1000+0x40*cpu c=1 old\nkexec\ncpu all store 0x1000+0x40*cpu c=0 new"
+    program = parse(text, n_cpus=4)
+    missing = cures(program, max_tries=50)
+    assert (missing.cures, missing.everywhere) == ((), (1, 2))
+    assert cures(parse(text, n_cpus=3)).everywhere == ()
+
+
 def test_a_bounded_search_says_that_it_is_not_complete():
     assert not cures(parse(example_text()), max_tries=3).is_complete
     assert cures(parse(example_text()), max_flushes=1).cures == ()

@@ -147,7 +147,9 @@ def test_memory_that_does_not_fit_stops_a_batch_and_keeps_what_was_done():
     far = np.arange(20_000, dtype=np.uint64) * np.uint64(64)
     with pytest.raises(errors.OutOfRange, match="max_bytes is 8388608"):
         cache.access(far, True)
-    assert 2048 <= cache.counts.write_backs < 20_000
+    counts = cache.counts
+    assert 2048 <= counts.write_backs < counts.stores < 20_000
+    assert counts.stores % 2048 == 0 and counts.fills == counts.stores
     cache.wbinvd()
     assert len(cache.corrupted()) == 0
 
