@@ -897,6 +897,8 @@ cdef extern from "ghcbcore/frame_tree.h" nogil:
         ghcb_frame_rules_t rules
         uint32_t event
         uint32_t n_blurred
+        const ghcb_frame_op_t *sequence
+        uint32_t n_sequence
 
     ctypedef struct ghcb_tree_done_t:
         uint64_t n_done
@@ -1239,4 +1241,11 @@ cdef extern from "ghcbcore/cacheset.h" nogil:
     uint64_t ghcb_cache_run(
         const ghcb_cache_level_t *level, ghcb_cache_run_t *run, const uint64_t *lines,
         const uint8_t *stores, uint64_t step, uint64_t i, uint64_t end,
+    )
+
+cdef extern from "ghcbcore/frame_batch.h" nogil:
+    bint ghcb_batch_may_sort(const ghcb_tree_t *tree, const ghcb_frame_op_t *op, uint64_t n)
+    bint ghcb_batch_array(
+        ghcb_tree_t *tree, const ghcb_frame_op_t *op, const uint64_t *frames, uint64_t n,
+        ghcb_tree_done_t *done,
     )

@@ -1,9 +1,9 @@
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 cimport cython
 from cpython.pythread cimport PyThread_type_lock
 
-from ghcbcore.clib cimport ghcb_tree_t
+from ghcbcore.clib cimport ghcb_frame_op_t, ghcb_tree_done_t, ghcb_tree_t
 
 
 @cython.final
@@ -13,6 +13,10 @@ cdef class Ledger:
     cdef object root  # the numpy array that holds the tree's root
     cdef object __weakref__
     cdef int _begin(self) except -1
+    cdef int _frames(
+        self, const ghcb_frame_op_t *ops, uint32_t n_ops, const uint64_t *frames, uint64_t n,
+        uint64_t n_inside, uint64_t each, ghcb_tree_done_t *done,
+    ) noexcept nogil
     cdef object _end(self, int status, uint64_t n_done, str where)
 
 

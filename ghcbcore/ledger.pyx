@@ -42,6 +42,9 @@ __all__ = ["MAX_PAGES", "RECORD_DTYPE", "Done", "Frame", "Ledger", "Snapshot"]
 
 MAX_PAGES = 1 << 40
 
+cdef enum:
+    MAX_SEQUENCE = 8
+
 Done = _namedtuple("Done", ("event", "n_done", "n_changed", "result"))
 Done.__doc__ = """How far an operation came.
 
@@ -164,9 +167,9 @@ cdef class Ledger:
     cdef int _begin(self) except -1:
         """Take the lock and begin an event."""
         _acquire(self.lock)
-        if self.tree.event == clib.GHCB_SINCE_EVENT:
+        if self.tree.event >= clib.GHCB_SINCE_EVENT - MAX_SEQUENCE:
             PyThread_release_lock(self.lock)
-            raise _errors.OutOfRange("a ledger has at most 2**31 - 1 events")
+            raise _errors.OutOfRange("a ledger has at most 2**31 - 9 events")
         self.tree.event += 1
         clib.ghcb_store_begin(&self.tree.store)
         return 0
@@ -255,14 +258,17 @@ cdef class Ledger:
 
         Parameters
         ----------
-        op : Op
+        op : Op, or a sequence of up to 8 of them
+            A sequence happens to a frame as a whole before the next frame has its turn; its operands are
+            of 4 KiB, and each of its operations is an event of its own.
         frames : uint64 array, shape (n,), C-contiguous
             For operands of 2 MiB and 1 GiB their first frames.
 
         Returns
         -------
         Done
-            ``n_done`` counts elements.
+            ``n_done`` counts elements; of a sequence ``event`` is the first. What a frame that refuses one of
+            a sequence was told before has happened.
 
         Raises
         ------
@@ -271,24 +277,70 @@ cdef class Ledger:
         MemoryError
             Elements before the one named are done.
         """
-        cdef clib.ghcb_frame_op_t one
+        cdef clib.ghcb_frame_op_t ops[MAX_SEQUENCE]
         cdef clib.ghcb_tree_done_t done
-        cdef uint64_t n = frames.shape[0]
+        cdef uint64_t n = frames.shape[0], n_inside = 0, each
+        cdef uint32_t n_ops = 0, event
         cdef int status = clib.GHCB_OK
-        _op_of(op, &one)
+        for one in [op] if isinstance(op, _Op) else op:
+            if n_ops == MAX_SEQUENCE:
+                raise _errors.OutOfRange(f"a sequence of more than {MAX_SEQUENCE} operations")
+            _op_of(one, &ops[n_ops])
+            n_ops += 1
+        each = _pages_each(&ops[0])
+        for k in range(n_ops):
+            if n_ops > 1 and (_pages_each(&ops[k]) > 1 or ops[k].backing or ops[k].kind == clib.FRAME_OP_RMPQUERY):
+                raise _errors.OutOfRange(f"op[{k}]: a sequence has operands of 4 KiB and asks nothing")
+        if not n_ops:
+            raise _errors.OutOfRange("a sequence of no operations")
         memset(&done, 0, sizeof(done))
         self._begin()
-        if n:
-            with nogil:
-                status = clib.ghcb_tree_array(&self.tree, &one, &frames[0], n, _pages_each(&one), &done)
         event = self.tree.event
+        with nogil:
+            while n_inside < n and frames[n_inside] < self.tree.n_pages:
+                n_inside += 1
+            status = self._frames(ops, n_ops, &frames[0] if n else NULL, n, n_inside, each, &done)
+        self.tree.event = event + n_ops - 1
         at = f"frames[{done.n_done}] = {frames[done.n_done]:#x}" if done.n_done < n else ""
         if status == clib.GHCB_E_OUT_OF_RANGE:
             at += f": the guest ends with frame {self.tree.n_pages - 1:#x}"
         elif status == clib.GHCB_E_UNALIGNED:
-            at += f": must be a multiple of {_pages_each(&one):#x}"
+            at += f": must be a multiple of {each:#x}"
         self._end(status, done.n_done, at)
         return Done(event, done.n_done, done.n_changed, _answer(&done, n == 1))
+
+    cdef int _frames(
+        self, const clib.ghcb_frame_op_t *ops, uint32_t n_ops, const uint64_t *frames, uint64_t n,
+        uint64_t n_inside, uint64_t each, clib.ghcb_tree_done_t *done,
+    ) noexcept nogil:
+        """Do frames, the first ``n_inside`` of which lie in the guest; of a sequence one step each."""
+        cdef uint32_t k, first = self.tree.event
+        cdef uint64_t i, n_before
+        cdef int status
+        if n_ops == 1:
+            if each == 1 and clib.ghcb_batch_may_sort(&self.tree, ops, n_inside):
+                if clib.ghcb_batch_array(&self.tree, ops, frames, n_inside, done):
+                    return clib.GHCB_OK if n_inside == n else clib.GHCB_E_OUT_OF_RANGE
+            return clib.ghcb_tree_array(&self.tree, ops, frames, n, each, done)
+        self.tree.sequence = ops
+        self.tree.n_sequence = n_ops
+        if clib.ghcb_batch_may_sort(&self.tree, ops, n_inside):
+            if clib.ghcb_batch_array(&self.tree, ops, frames, n_inside, done):
+                self.tree.n_sequence = 0
+                return clib.GHCB_OK if n_inside == n else clib.GHCB_E_OUT_OF_RANGE
+        self.tree.n_sequence = 0
+        for i in range(n):
+            n_before = done.n_changed
+            for k in range(n_ops):
+                clib.ghcb_store_begin(&self.tree.store)
+                self.tree.event = first + k
+                status = clib.ghcb_tree_array(&self.tree, &ops[k], &frames[i], 1, 1, done)
+                if status != clib.GHCB_OK or done.n_done == 0:
+                    done.n_done = i
+                    return status
+            done.n_changed = n_before + (1 if done.n_changed > n_before else 0)
+        done.n_done = n
+        return clib.GHCB_OK
 
     def spans(self, op, const uint64_t[::1] firsts not None, const uint64_t[::1] lengths not None):
         """Let something happen to several ranges in the order of arrays, as one event.

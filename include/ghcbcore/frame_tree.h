@@ -25,7 +25,7 @@
 #define GHCB_TREE_SLOTS 512
 #define GHCB_TREE_NODE_CLASS 5
 #define GHCB_TREE_REFUSED UINT32_MAX
-#define GHCB_TREE_AHEAD 24 /* frames of an array that are fetched before their turn */
+#define GHCB_TREE_AHEAD 12 /* frames of an array that are fetched before their turn */
 
 typedef struct ghcb_node {
     uint64_t refs;
@@ -56,6 +56,8 @@ typedef struct ghcb_tree {
     ghcb_frame_rules_t rules;
     uint32_t event;     /* of the operation under way */
     uint32_t n_blurred; /* regions whose histories were cut for want of memory */
+    const ghcb_frame_op_t *sequence; /* operations that are one step, in place of the one given */
+    uint32_t n_sequence;
     ghcb_remap_t remap; /* the last one used: neighbours tend to be alike */
 } ghcb_tree_t;
 
@@ -417,6 +419,40 @@ static inline uint32_t ghcb_tree_changed(ghcb_tree_t *t, const ghcb_frame_op_t *
     return new;
 }
 
+/* A sequence of operations on frames that have record `id`, each an event of its own. */
+static inline uint32_t ghcb_tree_chain(ghcb_tree_t *t, uint32_t id, uint64_t *result)
+{
+    const ghcb_record_t *r = &t->store.records[id];
+    ghcb_frame_t frame = r->frame;
+    uint32_t since[FRAME_N_VIEWS], new;
+
+    if (r->memo_epoch == t->store.epoch)
+        return r->memo;
+    memcpy(since, r->since, sizeof(since));
+    for (uint32_t k = 0; k < t->n_sequence; k++) {
+        ghcb_frame_region_t one = {0};
+        ghcb_frame_t before = frame;
+        unsigned views;
+
+        ghcb_frame_region_add(&one, &frame, 1);
+        *result = ghcb_frame_check(&t->sequence[k], &t->rules, &one);
+        if (ghcb_frame_refused(*result))
+            return GHCB_TREE_REFUSED;
+        if (*result >> FRAME_RESULT_UNCHANGED & 1)
+            continue;
+        ghcb_frame_change(&t->sequence[k], &t->rules, &frame);
+        views = ghcb_frame_differ(&before, &frame);
+        for (unsigned v = 0; v < FRAME_N_VIEWS; v++)
+            since[v] = views >> v & 1 ? t->event + k : since[v];
+    }
+    new = ghcb_store_intern(&t->store, &frame, since);
+    if (new) {
+        t->store.records[id].memo = new;
+        t->store.records[id].memo_epoch = t->store.epoch;
+    }
+    return new;
+}
+
 /* What becomes of frames that have record `id`. `facts` are those of the region, or NULL where the
  * operation looks at one frame only. GHCB_TREE_REFUSED: `*result` says why. */
 static inline uint32_t ghcb_tree_step(
@@ -427,6 +463,8 @@ static inline uint32_t ghcb_tree_step(
     ghcb_frame_region_t one = {0};
     uint32_t new;
 
+    if (t->n_sequence)
+        return ghcb_tree_chain(t, id, result);
     if (facts && op->kind == FRAME_OP_HOST_ACCESS) {
         *result = ghcb_frame_host_access(op, &r->frame, facts);
         if (ghcb_frame_refused(*result))
@@ -923,6 +961,14 @@ static inline uint32_t ghcb_root_id(const uint64_t *root, uint64_t p)
     return ghcb_slot_chunk(slot)->ids[ghcb_chunk_index(ghcb_slot_chunk(slot), p & (FRAME_REGION - 1))];
 }
 
+/* The leaf of the guest's page table that a frame lies in. */
+static inline uint64_t ghcb_tree_leaf(const ghcb_tree_t *t, uint64_t p)
+{
+    uint64_t word = t->store.records[ghcb_root_id(t->root, p)].frame.word;
+
+    return ghcb_frame_get(word, FRAME_LEAF_SHIFT, FRAME_LEAF_WIDTH);
+}
+
 /* Split the leaf of the guest's page table that frame `p` lies inside of, as far as is needed for a
  * leaf of another kind to begin there. */
 static inline int ghcb_tree_split(ghcb_tree_t *t, uint64_t p)
@@ -980,9 +1026,11 @@ static inline int ghcb_tree_array(
             return GHCB_E_OUT_OF_RANGE;
         if (p & (n_each - 1))
             return GHCB_E_UNALIGNED;
-        status = ghcb_tree_split_around(t, op, p, p + n_each);
-        if (status != GHCB_OK)
-            return status;
+        if (op->kind == FRAME_OP_MAP && ghcb_tree_leaf(t, p) > op->size) {
+            status = ghcb_tree_split_around(t, op, p, p + n_each);
+            if (status != GHCB_OK)
+                return status;
+        }
         if (n_each == 1 && !ghcb_slot_is_uniform(t->root[r]) && ghcb_slot_node(t->root[r])->refs == 1) {
             unsigned a = (unsigned)(p & (FRAME_REGION - 1));
             uint64_t *slot = &ghcb_slot_node(t->root[r])

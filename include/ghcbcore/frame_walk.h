@@ -9,6 +9,8 @@
 
 #include <ghcbcore/frame_tree.h>
 
+#define GHCB_WALK_AHEAD 8 /* regions that are fetched before their turn */
+
 /* Where runs go. A walk stops when it would need one more than there is room for. */
 typedef struct ghcb_runs {
     uint64_t *first;
@@ -37,12 +39,42 @@ static inline int ghcb_runs_add(ghcb_runs_t *runs, uint64_t p, uint32_t class)
     return 1;
 }
 
+/* Fetch the chunk of a region a little further on. */
+static inline void ghcb_walk_fetch(const uint64_t *root, uint64_t p)
+{
+    uint64_t node = root[p >> GHCB_TREE_NODE_SHIFT], slot;
+    unsigned at = (p >> GHCB_TREE_REGION_SHIFT & (GHCB_TREE_SLOTS - 1)) + GHCB_WALK_AHEAD;
+
+    if (at >= GHCB_TREE_SLOTS)
+        return;
+    slot = ghcb_slot_node(node)->slots[at];
+    if (!ghcb_slot_is_uniform(slot))
+        __builtin_prefetch(ghcb_slot_chunk(slot));
+}
+
+/* Whether all frames of a chunk have one class; it goes to `*class`. */
+static inline int ghcb_chunk_is_one(ghcb_chunk_t *c, const uint32_t *classes, uint32_t *class)
+{
+    const uint16_t *counts = ghcb_chunk_counts(c);
+    int n = 0;
+
+    for (unsigned e = 0; e < c->n_entries; e++) {
+        if (!counts[e])
+            continue;
+        if (n++ && classes[c->ids[e]] != *class)
+            return 0;
+        *class = classes[c->ids[e]];
+    }
+    return 1;
+}
+
 /* Runs of frames `first` to `end`. Returns where to go on: `end`, or where the run begins for which
  * there was no room. */
 static inline uint64_t ghcb_root_runs(
     const uint64_t *root, const uint32_t *classes, uint64_t first, uint64_t end, ghcb_runs_t *runs)
 {
     uint16_t entries[GHCB_TREE_SLOTS];
+    uint32_t class = 0;
 
     runs->n = 0;
     runs->open = 0;
@@ -64,6 +96,13 @@ static inline uint64_t ghcb_root_runs(
             continue;
         }
         c = ghcb_slot_chunk(slot);
+        ghcb_walk_fetch(root, p);
+        if (ghcb_chunk_is_one(c, classes, &class)) {
+            if (!ghcb_runs_add(runs, p, class))
+                return runs->at;
+            p = next;
+            continue;
+        }
         ghcb_chunk_unpack(c, entries);
         for (; p < next; p++) {
             if (!ghcb_runs_add(runs, p, classes[c->ids[entries[p & (FRAME_REGION - 1)]]]))
