@@ -797,6 +797,7 @@ cdef extern from "ghcbcore/exchange.h" nogil:
 
 cdef extern from "ghcbcore/frame.h" nogil:
     enum:
+        FRAME_ASSIGNED
         FRAME_UNCOVERED
         FRAME_LARGE
         FRAME_IN_USE
@@ -813,6 +814,7 @@ cdef extern from "ghcbcore/frame.h" nogil:
         uint64_t gfn
 
     bint ghcb_frame_has(uint64_t word, unsigned int bit)
+    ghcb_frame_t ghcb_frame_own(const ghcb_frame_t *frame, bint is_first)
     void ghcb_frame_entry(const ghcb_frame_t *frame, uint64_t pfn, ghcb_rmp_t *out)
     void ghcb_frame_stored(
         const ghcb_frame_t *frame, uint64_t pfn, bint is_first, unsigned int subpages, ghcb_rmp_t *out
@@ -859,7 +861,7 @@ cdef extern from "ghcbcore/frame_rule.h" nogil:
     bint ghcb_frame_is_region_op(const ghcb_frame_op_t *op)
     uint64_t ghcb_frame_apply(
         const ghcb_frame_op_t *op, const ghcb_frame_rules_t *rules, ghcb_frame_t *frames, uint64_t n,
-        uint64_t at,
+        uint64_t at, uint64_t pfn,
     )
     uint64_t ghcb_frame_move(
         const ghcb_frame_op_t *op, ghcb_frame_t *source, ghcb_frame_t *destination, uint64_t distance

@@ -25,9 +25,23 @@ class Result(NamedTuple):
     bits: int
 
 def result(value: _Int) -> Result: ...
-def apply(op: Op, frames: _U64, at: _Int, *, max_asid: _Int = 1006, rules: _Int = 0) -> int: ...
+def apply(
+    op: Op,
+    frames: _U64,
+    at: _Int,
+    *,
+    first_pfn: _Int = 0,
+    max_asid: _Int = 1006,
+    rules: _Int = 0,
+) -> int: ...
 def n_frames(op: Op) -> int: ...
 def entry(word: _Int, gfn: _Int, pfn: _Int) -> np.void: ...
 def move(
-    op: Op, source: tuple[int, int], destination: tuple[int, int], distance: _Int
+    op: Op,
+    source: tuple[int, int],
+    destination: tuple[int, int],
+    distance: _Int,
+    *,
+    source_is_first: bool = True,
+    destination_is_first: bool = True,
 ) -> tuple[int, tuple[int, int], tuple[int, int]]: ...

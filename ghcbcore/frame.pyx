@@ -122,7 +122,7 @@ def result(value):
     )
 
 
-def apply(op, uint64_t[:, ::1] frames not None, at, *, max_asid=1006, rules=0):
+def apply(op, uint64_t[:, ::1] frames not None, at, *, first_pfn=0, max_asid=1006, rules=0):
     """Let something happen to one frame of a region, or to all of it if the operand is 2 MiB.
 
     Parameters
@@ -131,7 +131,9 @@ def apply(op, uint64_t[:, ::1] frames not None, at, *, max_asid=1006, rules=0):
     frames : uint64 array, shape (n, 2), C-contiguous, writable
         The frames of one region, any number of them: word and GPA field of each.
     at : int
-        Which of them; 0 for an operand of 2 MiB.
+        Which of them. No operand of 2 MiB but the first is one: others are refused.
+    first_pfn : int
+        Number of the region's first frame: RMPUPDATE refuses a GPA that does not fit.
     max_asid, rules : int
         As of ``ghcbcore.ledger.Ledger``.
 
@@ -156,7 +158,10 @@ def apply(op, uint64_t[:, ::1] frames not None, at, *, max_asid=1006, rules=0):
     i = as_number(at, "at", n - 1)
     held.max_asid = as_number(max_asid, "max_asid", (1 << clib.FRAME_ASID_WIDTH) - 1)
     held.flags = as_number(rules, "rules", 3)
-    return clib.ghcb_frame_apply(&one, &held, <clib.ghcb_frame_t *> &frames[0, 0], n, i)
+    return clib.ghcb_frame_apply(
+        &one, &held, <clib.ghcb_frame_t *> &frames[0, 0], n, i,
+        as_number(first_pfn, "first_pfn", clib.FRAME_GFN_MASK),
+    )
 
 
 def n_frames(op):
@@ -187,10 +192,12 @@ def entry(word, gfn, pfn):
     return found[0]
 
 
-def move(op, source, destination, distance):
+def move(op, source, destination, distance, *, source_is_first=True, destination_is_first=True):
     """Firmware's PAGE_MOVE; return ``(result, source, destination)``, frames as pairs of words.
 
-    ``op`` brings ``size`` and ``asid``; ``distance`` is the source's number less the destination's.
+    ``op`` brings ``size`` and ``asid``; ``distance`` is the source's number less the destination's. Whether
+    a frame is the first of its region matters for a 4 KiB move inside a 2 MiB entry, which is refused.
+    Each is what it becomes: who moves a page onto itself writes the source first.
     """
     cdef clib.ghcb_frame_op_t one
     cdef clib.ghcb_frame_t a, b
@@ -200,5 +207,22 @@ def move(op, source, destination, distance):
     a.word, a.gfn = as_number(source[0], "source", <uint64_t>-1), as_number(source[1], "source", clib.FRAME_GFN_MASK)
     b.word = as_number(destination[0], "destination", <uint64_t>-1)
     b.gfn = as_number(destination[1], "destination", clib.FRAME_GFN_MASK)
-    answer = clib.ghcb_frame_move(&one, &a, &b, as_number(int(distance) & clib.FRAME_GFN_MASK, "distance", clib.FRAME_GFN_MASK))
+    answer = move_pages(&one, &a, &b, int(distance) & clib.FRAME_GFN_MASK, source_is_first, destination_is_first)
     return answer, (a.word, a.gfn), (b.word, b.gfn)
+
+
+cdef uint64_t move_pages(
+    const clib.ghcb_frame_op_t *op, clib.ghcb_frame_t *source, clib.ghcb_frame_t *destination,
+    uint64_t distance, bint source_is_first, bint destination_is_first
+) noexcept nogil:
+    """PAGE_MOVE of frames at these places of their regions; what is refused changes neither."""
+    cdef clib.ghcb_frame_t a = source[0], b = destination[0]
+    cdef uint64_t answer
+    if not op.size:
+        a = clib.ghcb_frame_own(source, source_is_first)
+        b = clib.ghcb_frame_own(destination, destination_is_first)
+    answer = clib.ghcb_frame_move(op, &a, &b, distance)
+    if not clib.ghcb_frame_refused(answer):
+        source[0] = a
+        destination[0] = b
+    return answer

@@ -32,7 +32,7 @@ from libc.string cimport memset
 cimport cython
 from ghcbcore cimport clib
 
-from ghcbcore.frame cimport as_number as _number, op_from as _op_of, pages_each as _pages_each
+from ghcbcore.frame cimport as_number as _number, move_pages as _move_pages, op_from as _op_of, pages_each as _pages_each
 
 from ghcbcore import errors as _errors
 from ghcbcore.frame import Op as _Op
@@ -429,7 +429,7 @@ cdef class Ledger:
         for i in range(n):
             a = self.tree.store.records[clib.ghcb_root_id(self.tree.root, from_ + i)].frame
             b = self.tree.store.records[clib.ghcb_root_id(self.tree.root, to + i)].frame
-            result = clib.ghcb_frame_move(&one, &a, &b, from_ - to)
+            result = _move_pages(&one, &a, &b, from_ - to, not from_ & (clib.FRAME_REGION - 1), not to & (clib.FRAME_REGION - 1))
             if clib.ghcb_frame_refused(result):
                 break
             status = clib.ghcb_tree_put(&self.tree, from_ + i, &a)
@@ -446,7 +446,7 @@ cdef class Ledger:
         """Take the RMP's view of frames from entries, as they lie in a table; other views stay.
 
         The first frame of a 2 MiB entry speaks for all 512; what the slots of the others hold is not
-        looked at.
+        looked at. Whether a page is in use stays as it is: an entry does not say.
 
         Parameters
         ----------
@@ -457,33 +457,32 @@ cdef class Ledger:
         Raises
         ------
         OutOfRange
-            ``entries[4]: ...``: a frame beyond the guest, or a bit that no view keeps. Those before are done.
+            ``entries[4]: ...``: a frame beyond the guest, a bit that no view keeps, a 2 MiB entry of nobody
+            or with an odd GPA. Nothing has happened.
         Unaligned
-            A 2 MiB entry that is not the first of its region.
+            A 2 MiB entry that is not the first of its region, or not all of it given. Nothing has happened.
+        StateConflict
+            The frame lies inside a 2 MiB entry of the ledger that would be loaded in part. Nothing has
+            happened.
+        MemoryError
+            Frames before the one named are done.
         """
-        cdef uint64_t p, start = _number(first, "first", self.tree.n_pages)
-        cdef uint64_t i = 0, head, n = entries.shape[0]
+        cdef uint64_t start = _number(first, "first", self.tree.n_pages)
+        cdef uint64_t i = 0, n = entries.shape[0]
         cdef clib.ghcb_frame_t frame
         cdef int status = clib.GHCB_OK
         self._begin()
         with nogil:
             for i in range(n):
-                p = start + i
-                if p >= self.tree.n_pages:
-                    status = clib.GHCB_E_OUT_OF_RANGE
-                    break
-                head = i
-                if p & (clib.FRAME_REGION - 1) <= i and entries[i - (p & (clib.FRAME_REGION - 1))].page_size:
-                    head = i - (p & (clib.FRAME_REGION - 1))
-                elif entries[i].page_size and p & (clib.FRAME_REGION - 1):
-                    status = clib.GHCB_E_UNALIGNED
-                    break
-                frame = self.tree.store.records[clib.ghcb_root_id(self.tree.root, p)].frame
-                status = clib.ghcb_frame_take_entry(&frame, start + head, &entries[head])
-                if status == clib.GHCB_OK:
-                    status = clib.ghcb_tree_put(&self.tree, p, &frame)
+                status = _taken(&self.tree, start, entries, i, &frame)
                 if status != clib.GHCB_OK:
                     break
+            if status == clib.GHCB_OK:
+                for i in range(n):
+                    _taken(&self.tree, start, entries, i, &frame)
+                    status = clib.ghcb_tree_put(&self.tree, start + i, &frame)
+                    if status != clib.GHCB_OK:
+                        break
         self._end(status, i, f"entries[{i}], frame {start + i:#x}")
 
     def frame(self, at):
@@ -505,6 +504,27 @@ cdef class Ledger:
     def snapshot(self):
         """Return the ledger as it is now: a ``Snapshot``. Costs 8 bytes a GiB; frames are shared until they change."""
         return Snapshot(self)
+
+
+cdef int _taken(
+    const clib.ghcb_tree_t *tree, uint64_t start, const clib.ghcb_rmp_t[::1] entries, uint64_t i,
+    clib.ghcb_frame_t *out
+) noexcept nogil:
+    """What frame ``start + i`` becomes by entries of frames from ``start`` on; a status."""
+    cdef uint64_t p = start + i, n = entries.shape[0], place = p & (clib.FRAME_REGION - 1), head = i
+    cdef bint is_whole = place <= i and n - (i - place) >= clib.FRAME_REGION
+    if p >= tree.n_pages:
+        return clib.GHCB_E_OUT_OF_RANGE
+    if place <= i and entries[i - place].page_size:
+        head = i - place
+    if entries[head].page_size and (p - (i - head)) & (clib.FRAME_REGION - 1):
+        return clib.GHCB_E_UNALIGNED
+    if entries[head].page_size and not is_whole:
+        return clib.GHCB_E_UNALIGNED
+    out[0] = tree.store.records[clib.ghcb_root_id(tree.root, p)].frame
+    if not is_whole and i == (0 if place > i else i - place) and clib.ghcb_frame_has(out.word, clib.FRAME_LARGE):
+        return clib.GHCB_E_STATE_CONFLICT
+    return clib.ghcb_frame_take_entry(out, start + head, &entries[head])
 
 
 @cython.final
@@ -715,6 +735,71 @@ cdef class Snapshot:
                 )
         PyThread_release_lock(ledger.lock)
         return result
+
+
+    def rmpread(self, const uint64_t[::1] frames not None):
+        """Return what RMPREAD says of frames: each frame's own slot in the architectural form.
+
+        Parameters
+        ----------
+        frames : uint64 array, shape (n,), C-contiguous
+
+        Returns
+        -------
+        array of RMP_DTYPE, shape (n,)
+            GPA, ``assigned``, ``page_size``, ``immutable``, ASID, and ``region``: 1 if any page of the
+            2 MiB region is assigned, the frame itself too. ``ghcbcore.rmp.encode(..., "arch")`` makes words of
+            it. A frame without entry is all 0: RMPREAD of it fails with FAIL_INPUT, which is for the caller.
+
+        Raises
+        ------
+        OutOfRange
+            ``frames[2] = 0x...`` lies beyond the guest.
+
+        Notes
+        -----
+        Which pages ``region`` looks at is an assumption; it is given for every page of the region.
+        """
+        cdef Py_ssize_t i = 0, n = frames.shape[0]
+        cdef Ledger ledger = self.ledger
+        cdef uint64_t n_pages = ledger.tree.n_pages, p
+        cdef clib.ghcb_rmp_t entry
+        result = np.zeros(n, _RMP_DTYPE)
+        cdef clib.ghcb_rmp_t[::1] into = result
+        _acquire(ledger.lock)
+        with nogil:
+            for i in range(n):
+                p = frames[i]
+                if p >= n_pages:
+                    break
+                clib.ghcb_frame_stored(
+                    &ledger.tree.store.records[clib.ghcb_root_id(&self.slots[0], p)].frame, p,
+                    not p & (clib.FRAME_REGION - 1), 0, &entry,
+                )
+                into[i].gpa = entry.gpa
+                into[i].asid = entry.asid
+                into[i].assigned = entry.assigned
+                into[i].page_size = entry.page_size
+                into[i].immutable = entry.immutable
+                if entry.state != clib.RMP_STATE_DEFAULT:
+                    into[i].region = entry.assigned or _has_assigned(&self.slots[0], &ledger.tree.store, p, n_pages)
+            else:
+                i = n
+        PyThread_release_lock(ledger.lock)
+        if i < n:
+            raise _errors.OutOfRange(f"frames[{i}] = {frames[i]:#x}: the guest ends with frame {n_pages - 1:#x}")
+        return result
+
+
+cdef bint _has_assigned(
+    const uint64_t *root, const clib.ghcb_store_t *store, uint64_t p, uint64_t n_pages
+) noexcept nogil:
+    """Whether a page of the region that ``p`` lies in is assigned."""
+    cdef uint64_t first = p & ~<uint64_t>(clib.FRAME_REGION - 1), i
+    for i in range(first, min(first + clib.FRAME_REGION, n_pages)):
+        if clib.ghcb_frame_has(store.records[clib.ghcb_root_id(root, i)].frame.word, clib.FRAME_ASSIGNED):
+            return True
+    return False
 
 
 cdef unsigned int _subpages(

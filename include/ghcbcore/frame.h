@@ -13,9 +13,11 @@
  * frame with an ASID, as a distance from the frame's own number (so that a range that is mapped
  * in one piece has one value); else as it is stored, with firmware's tag.
  *
- * A 2 MiB entry is kept in each of its 512 frames; in memory only the first of them has it, the
- * others are as RMPUPDATE leaves them (zero) or PAGE_UNSMASH (assigned, nothing else). The count
- * of subpages is not kept: it is counted.
+ * A 2 MiB entry is kept in each of its 512 frames: all of a region are part of one, or none is. In
+ * memory only the first of them has it; the slots of the others say: assigned, no ASID, rights of
+ * VMPL0 (ghcb_frame_own). That is what RMPUPDATE leaves there; firmware's PAGE_UNSMASH also leaves GPA,
+ * rights and validated as they were, which nobody reads, so this is not kept. The count of subpages
+ * is not kept either: it is counted.
  *
  * Units: frames of 4 KiB. Key slots as a Genoa memory controller has them.
  * Source: Linux asm/sev.h; AMD-ASPFW sev_rmp.h; the rules are in frame_rule.h and frame_access.h.
@@ -35,8 +37,7 @@
 #define FRAME_VMSA 3
 #define FRAME_VALIDATED 4
 #define FRAME_LOCK 5
-#define FRAME_IN_USE 6    /* hidden: a VMCB or VMSA that a CPU runs */
-#define FRAME_UNSMASHED 7 /* its 2 MiB entry was made by PAGE_UNSMASH */
+#define FRAME_IN_USE 6 /* hidden: a VMCB or VMSA that a CPU runs */
 #define FRAME_ASID_SHIFT 8
 #define FRAME_ASID_WIDTH 10
 #define FRAME_RIGHTS_SHIFT 18 /* rights of VMPL0, then of the others */
@@ -119,6 +120,21 @@ static inline void ghcb_frame_set_rights(uint64_t *word, unsigned vmpl, uint64_t
     ghcb_frame_set(word, FRAME_RIGHTS_SHIFT + vmpl * FRAME_RIGHTS_WIDTH, FRAME_RIGHTS_WIDTH, rights);
 }
 
+/* The entry in the frame's own slot of the table, which firmware's commands for 4 KiB and RMPREAD see:
+ * of a 2 MiB entry that of the first frame alone says what counts. */
+static inline ghcb_frame_t ghcb_frame_own(const ghcb_frame_t *frame, int is_first)
+{
+    ghcb_frame_t own = *frame;
+
+    if (!is_first && ghcb_frame_has(frame->word, FRAME_LARGE)) {
+        own.word &= ~(uint64_t)FRAME_RMP_MASK | 1ULL << FRAME_IN_USE;
+        own.word |= 1ULL << FRAME_ASSIGNED;
+        ghcb_frame_set_rights(&own.word, 0, RMP_RIGHTS_ALL);
+        own.gfn = 0;
+    }
+    return own;
+}
+
 /* The GPA field of the entry of frame `pfn`, in frames. */
 static inline uint64_t ghcb_frame_gfn(const ghcb_frame_t *frame, uint64_t pfn)
 {
@@ -153,30 +169,28 @@ static inline void ghcb_frame_entry(const ghcb_frame_t *frame, uint64_t pfn, ghc
     *out = e;
 }
 
-/* The entry of frame `pfn` as the table stores it: what counts for the first of a 2 MiB entry, and
- * what is left in the slots of the others. `subpages` is the count for the region's first frame. */
+/* The entry of frame `pfn` as the table stores it. `subpages` is the count for the region's first
+ * frame; a 2 MiB entry has none. */
 static inline void ghcb_frame_stored(
     const ghcb_frame_t *frame, uint64_t pfn, int is_first, unsigned subpages, ghcb_rmp_t *out)
 {
-    ghcb_rmp_t e = {0};
+    ghcb_frame_t own = ghcb_frame_own(frame, is_first);
 
-    if (is_first || !ghcb_frame_has(frame->word, FRAME_LARGE)) {
-        ghcb_frame_entry(frame, pfn, &e);
-        e.subpages = is_first ? subpages : 0;
-    } else {
-        e.assigned = ghcb_frame_has(frame->word, FRAME_UNSMASHED);
-        e.state = ghcb_rmp_state(&e);
-    }
-    *out = e;
+    ghcb_frame_entry(&own, pfn, out);
+    if (is_first && !out->page_size)
+        out->subpages = (uint16_t)subpages;
 }
 
-/* Read the RMP's view back from an entry; the other views of `frame` stay. A bit that the model
- * does not keep (implicit key, ports, migration) is refused. */
+/* Read the RMP's view back from an entry; the other views of `frame` stay, and whether it is in use. A
+ * bit that the model does not keep (implicit key, ports, migration) is refused, and a 2 MiB entry whose
+ * GPA begins in the middle of one. */
 static inline int ghcb_frame_take_entry(ghcb_frame_t *frame, uint64_t pfn, const ghcb_rmp_t *e)
 {
-    uint64_t word = frame->word & ~(uint64_t)FRAME_RMP_MASK;
+    uint64_t word = frame->word & (~(uint64_t)FRAME_RMP_MASK | 1ULL << FRAME_IN_USE);
     uint64_t gfn = e->gpa >> GHCB_PAGE_SHIFT;
 
+    if (e->page_size && (!e->assigned || (e->asid && gfn & (FRAME_REGION - 1))))
+        return GHCB_E_OUT_OF_RANGE;
     if (e->asid >> FRAME_ASID_WIDTH || gfn & ~(uint64_t)FRAME_GFN_MASK || e->implicit_key || e->root_port
         || e->ide_stream || e->migration
         || (e->assigned | e->page_size | e->immutable | e->vmsa | e->validated | e->lock) > 1

@@ -24,7 +24,7 @@
 #define FRAME_OP_PVALIDATE 7  /* asid, vmpl, gfn, backing, size, value 1 or 0 */
 #define FRAME_OP_RMPADJUST 8  /* asid, vmpl, gfn, backing, size, target, value rights, FRAME_ADJUST_VMSA */
 #define FRAME_OP_RMPQUERY 9   /* asid, vmpl, gfn, backing, target: the result carries the rights */
-#define FRAME_OP_VMRUN 10     /* a CPU starts to use this VMCB or VMSA */
+#define FRAME_OP_VMRUN 10     /* a CPU starts to use this VMCB or VMSA; its own checks are not here */
 #define FRAME_OP_VMEXIT 11    /* and has left it */
 /* Loads and stores: results are faults. */
 #define FRAME_OP_HOST_ACCESS 12  /* backing: size of the host's mapping; value FRAME_ACCESS_* */
@@ -41,10 +41,10 @@
 #define FRAME_OP_IOMMU_TAKE 22     /* SNP_INIT_EX */
 #define FRAME_OP_IOMMU_RELEASE 23  /* SNP_SHUTDOWN_EX with its IOMMU bit */
 #define FRAME_OP_MOVE 24           /* PAGE_MOVE, two frames: ghcb_frame_move */
-#define FRAME_OP_SWAP_OUT 25       /* the source of PAGE_SWAP_OUT */
-#define FRAME_OP_SWAP_IN 26        /* the destination of PAGE_SWAP_IN; value FRAME_SWAP_* */
+#define FRAME_OP_SWAP_OUT 25       /* the source of PAGE_SWAP_OUT: asid, size, value, gfn of the context */
+#define FRAME_OP_SWAP_IN 26        /* the destination of PAGE_SWAP_IN, and what the page was: see FRAME_SWAP_* */
 #define FRAME_OP_LEAF 27           /* leaves larger than `size` are split down to it */
-#define FRAME_OP_INIT 28           /* firmware builds the table: value RMP_STATE_DEFAULT to _FIRMWARE */
+#define FRAME_OP_INIT 28           /* firmware builds the table: size, value RMP_STATE_DEFAULT to _FIRMWARE */
 #define FRAME_OP_END 29
 
 #define FRAME_NEW_ASSIGNED 1
@@ -62,8 +62,11 @@
 #define FRAME_LAUNCH_VMSA 1   /* the page type is VMSA */
 #define FRAME_LAUNCH_SMALL 2  /* a type that must be 4 KiB: SECRETS, CPUID */
 
-#define FRAME_SWAP_METADATA 1  /* the page is one of metadata */
-#define FRAME_SWAP_VALIDATED 2 /* it was validated when it was swapped out */
+/* Of SWAP_OUT and SWAP_IN: what the page is; `gfn` is then the frame of the context. Of SWAP_IN for a
+ * guest's page: what it was, with its GPA in `gfn`, the rights of its VMPLs as bytes of `target`. */
+#define FRAME_SWAP_METADATA 1
+#define FRAME_SWAP_VALIDATED 2
+#define FRAME_SWAP_VMSA 4
 
 /* Key slots, as the memory controllers of Genoa have them. */
 #define FRAME_KEY_PLAIN 0
@@ -98,9 +101,10 @@ typedef struct {
     uint64_t value;
 } ghcb_frame_op_t;
 
-/* Facts of a 2 MiB region. */
+/* Facts of a 2 MiB region, or of one frame. */
 typedef struct {
     uint64_t n;          /* frames seen */
+    uint64_t at;         /* where in its region the operand begins */
     uint64_t n_assigned;
     uint64_t any;        /* bits that some frame has */
     uint64_t differ;     /* bits of the RMP's view in which frames differ from the first */
@@ -135,7 +139,7 @@ static inline void ghcb_frame_region_add(ghcb_frame_region_t *r, const ghcb_fram
     r->n += n;
     r->n_assigned += ghcb_frame_has(frame->word, FRAME_ASSIGNED) ? n : 0;
     r->any |= frame->word;
-    r->differ |= (frame->word ^ r->first.word) & FRAME_RMP_MASK;
+    r->differ |= (frame->word ^ r->first.word) & FRAME_RMP_MASK & ~(1ULL << FRAME_IN_USE);
     r->same_gfn &= frame->gfn == r->first.gfn;
 }
 

@@ -465,8 +465,8 @@ static inline uint32_t ghcb_tree_step(
 
     if (t->n_sequence)
         return ghcb_tree_chain(t, id, result);
-    if (facts && op->kind == FRAME_OP_HOST_ACCESS) {
-        *result = ghcb_frame_host_access(op, &r->frame, facts);
+    if (facts && ghcb_frame_access_is_wide(op)) {
+        *result = ghcb_frame_check(op, &t->rules, &r->frame, facts);
         if (ghcb_frame_refused(*result))
             return GHCB_TREE_REFUSED;
     }
@@ -474,7 +474,7 @@ static inline uint32_t ghcb_tree_step(
         return r->memo;
     if (!facts) {
         ghcb_frame_region_add(&one, &r->frame, 1);
-        *result = ghcb_frame_check(op, &t->rules, &one);
+        *result = ghcb_frame_check(op, &t->rules, &r->frame, &one);
         if (ghcb_frame_refused(*result))
             return GHCB_TREE_REFUSED;
         if (*result >> FRAME_RESULT_UNCHANGED & 1)
@@ -491,7 +491,7 @@ static inline uint32_t ghcb_tree_step(
 
 static inline int ghcb_tree_needs_facts(const ghcb_frame_op_t *op)
 {
-    return ghcb_frame_is_region_op(op) || (op->kind == FRAME_OP_HOST_ACCESS && op->backing);
+    return ghcb_frame_is_region_op(op) || ghcb_frame_access_is_wide(op);
 }
 
 static inline void ghcb_tree_facts(ghcb_tree_t *t, uint64_t slot, ghcb_frame_region_t *facts)
@@ -771,30 +771,15 @@ static inline int ghcb_tree_sprout(ghcb_tree_t *t, uint64_t *slot, unsigned a, u
     return GHCB_OK;
 }
 
-/* Frames `a` to `b` of the region whose slot is given. `*stop`: somebody refused. */
-static inline int ghcb_tree_region(
+/* Frames `a` to `b` of the region whose slot is given, each by itself but for `facts` of the region.
+ * `*stop`: somebody refused. */
+static inline int ghcb_tree_each(
     ghcb_tree_t *t, const ghcb_frame_op_t *op, uint64_t *slot, unsigned a, unsigned b,
-    ghcb_tree_done_t *done, int *stop)
+    const ghcb_frame_region_t *facts, ghcb_tree_done_t *done, int *stop)
 {
-    ghcb_frame_region_t region, *facts = NULL;
     uint64_t before = done->n_done;
     int status;
 
-    if (ghcb_tree_needs_facts(op)) {
-        ghcb_tree_facts(t, *slot, &region);
-        facts = &region;
-        if (ghcb_frame_is_region_op(op)) {
-            done->result = ghcb_frame_check(op, &t->rules, facts);
-            if (ghcb_frame_refused(done->result)) {
-                *stop = 1;
-                return GHCB_OK;
-            }
-            if (done->result >> FRAME_RESULT_UNCHANGED & 1) {
-                done->n_done += b - a;
-                return GHCB_OK;
-            }
-        }
-    }
     if (ghcb_slot_is_uniform(*slot)) {
         uint32_t id = ghcb_slot_id(*slot), new = ghcb_tree_step(t, op, id, facts, &done->result);
 
@@ -844,6 +829,76 @@ static inline int ghcb_tree_region(
     return status;
 }
 
+/* The frame at place `i` of a region. */
+static inline ghcb_frame_t ghcb_tree_frame_of(const ghcb_tree_t *t, uint64_t slot, unsigned i)
+{
+    if (ghcb_slot_is_uniform(slot))
+        return t->store.records[ghcb_slot_id(slot)].frame;
+    return t->store.records[ghcb_slot_chunk(slot)->ids[ghcb_chunk_index(ghcb_slot_chunk(slot), i)]].frame;
+}
+
+/* Frames `a` to `b` of a region that is one 2 MiB entry, by an operation that minds where they lie. All
+ * but the first are met alike. */
+static inline int ghcb_tree_inside(
+    ghcb_tree_t *t, const ghcb_frame_op_t *op, uint64_t *slot, unsigned a, unsigned b,
+    ghcb_tree_done_t *done, int *stop)
+{
+    const ghcb_frame_t head = ghcb_tree_frame_of(t, *slot, 0);
+
+    for (unsigned i = a; i < b; i = i ? b : 1) {
+        const ghcb_frame_t frame = ghcb_tree_frame_of(t, *slot, i);
+        const ghcb_frame_t met = ghcb_frame_met(op, &head, &frame, !i);
+        ghcb_frame_region_t facts = {0};
+        ghcb_tree_done_t all = {0};
+        int status;
+
+        ghcb_frame_region_add(&facts, &met, 1);
+        done->result = ghcb_frame_check(op, &t->rules, &met, &facts);
+        if (ghcb_frame_refused(done->result)) {
+            *stop = 1;
+            return GHCB_OK;
+        }
+        if (!i) {
+            status = ghcb_tree_each(t, op, slot, 0, FRAME_REGION, &facts, &all, stop);
+            if (status != GHCB_OK)
+                return status;
+            done->n_changed += all.n_changed;
+        }
+        done->n_done += i ? b - i : 1;
+    }
+    return GHCB_OK;
+}
+
+/* Frames `a` to `b` of the region whose slot is given. `*stop`: somebody refused. */
+static inline int ghcb_tree_region(
+    ghcb_tree_t *t, const ghcb_frame_op_t *op, uint64_t *slot, unsigned a, unsigned b,
+    ghcb_tree_done_t *done, int *stop)
+{
+    ghcb_frame_region_t region;
+
+    if (ghcb_frame_minds_place(op)) {
+        const ghcb_frame_t head = ghcb_tree_frame_of(t, *slot, 0);
+
+        if (ghcb_frame_is_inside(op, &head))
+            return ghcb_tree_inside(t, op, slot, a, b, done, stop);
+    }
+    if (!ghcb_tree_needs_facts(op))
+        return ghcb_tree_each(t, op, slot, a, b, NULL, done, stop);
+    ghcb_tree_facts(t, *slot, &region);
+    if (ghcb_frame_is_region_op(op)) {
+        done->result = ghcb_frame_check(op, &t->rules, &region.first, &region);
+        if (ghcb_frame_refused(done->result)) {
+            *stop = 1;
+            return GHCB_OK;
+        }
+        if (done->result >> FRAME_RESULT_UNCHANGED & 1) {
+            done->n_done += b - a;
+            return GHCB_OK;
+        }
+    }
+    return ghcb_tree_each(t, op, slot, a, b, &region, done, stop);
+}
+
 /* Many frames ----------------------------------------------------------------------------------- */
 
 /* A whole GiB of one record, if nothing has to be looked at closer. Returns 1 if it is done. */
@@ -855,11 +910,13 @@ static inline int ghcb_tree_giant(
     uint32_t id = ghcb_slot_id(t->root[r]), new;
     ghcb_frame_region_t region, *facts = NULL;
 
+    if (ghcb_frame_is_inside(op, &s->records[id].frame))
+        return 0;
     if (ghcb_tree_needs_facts(op)) {
         ghcb_tree_facts(t, t->root[r], &region);
         facts = &region;
         if (ghcb_frame_is_region_op(op)) {
-            done->result = ghcb_frame_check(op, &t->rules, facts);
+            done->result = ghcb_frame_check(op, &t->rules, &region.first, facts);
             if (ghcb_frame_refused(done->result))
                 return *stop = 1;
             if (done->result >> FRAME_RESULT_UNCHANGED & 1) {
@@ -893,14 +950,15 @@ static inline int ghcb_tree_giant(
 static inline int ghcb_tree_range(
     ghcb_tree_t *t, const ghcb_frame_op_t *op, uint64_t first, uint64_t end, ghcb_tree_done_t *done)
 {
+    uint64_t reach = first + ghcb_frame_reach(op, first, end - first);
     int status = GHCB_OK, stop = 0;
 
-    for (uint64_t p = first; p < end && status == GHCB_OK && !stop;) {
+    for (uint64_t p = first; p < reach && status == GHCB_OK && !stop;) {
         uint64_t r = p >> GHCB_TREE_NODE_SHIFT, last = (r + 1) << GHCB_TREE_NODE_SHIFT;
         ghcb_node_t *node;
 
-        if (last > end)
-            last = end;
+        if (last > reach)
+            last = reach;
         if (ghcb_slot_is_uniform(t->root[r]) && ghcb_tree_giant(t, op, r, p, last, done, &stop, &status)) {
             p = last;
             continue;
@@ -920,6 +978,8 @@ static inline int ghcb_tree_range(
         }
         ghcb_tree_join(t, r);
     }
+    if (reach < end && status == GHCB_OK && !stop)
+        done->result = ghcb_frame_code(SEV_RMP_FAIL_INPUT);
     return status;
 }
 
@@ -1031,14 +1091,15 @@ static inline int ghcb_tree_array(
             if (status != GHCB_OK)
                 return status;
         }
-        if (n_each == 1 && !ghcb_slot_is_uniform(t->root[r]) && ghcb_slot_node(t->root[r])->refs == 1) {
+        if (n_each == 1 && !ghcb_slot_is_uniform(t->root[r]) && ghcb_slot_node(t->root[r])->refs == 1
+            && ghcb_frame_reach(op, p, 1)) {
             unsigned a = (unsigned)(p & (FRAME_REGION - 1));
             uint64_t *slot = &ghcb_slot_node(t->root[r])
                                   ->slots[p >> GHCB_TREE_REGION_SHIFT & (GHCB_TREE_SLOTS - 1)];
-            int was_chunk = !ghcb_slot_is_uniform(*slot);
+            const uint64_t was = *slot;
 
             status = ghcb_tree_region(t, op, slot, a, a + 1, done, &stop);
-            if (was_chunk && ghcb_slot_is_uniform(*slot))
+            if (*slot != was && ghcb_slot_is_uniform(*slot))
                 ghcb_tree_join(t, r);
         } else {
             n_frames = done->n_done;

@@ -21,7 +21,8 @@ FIRMWARE_CHOICES = {
     " not occur (assumption); PAGE_MOVE of metadata takes the owner out of the source unless gctx"
     " is given",
     "fw_launch_order": "LAUNCH_UPDATE: state 0x1a, size 0x19, VMSA of 2 MB 0x19, owner 0x1c (FW)."
-    " `masks` are those of VMPL 1, 2, 3. A VMSA bit that is set already stays",
+    " `masks` are those of VMPL 1, 2, 3. A VMSA bit that is set already stays; `small` is a page of"
+    " secrets or CPUID, which has to be 4 KB too (sheet 1.4)",
     "fw_reclaim_order": "PAGE_RECLAIM: size 0x19, alignment 9, not immutable 0, state 0x1a (FW)."
     " A METADATA page loses its tag and keeps the address (FW)",
     "fw_md_init": "PAGE_MD_INIT tests the context (0x10) before the page (0x1a) and no size (FW)",
@@ -29,8 +30,10 @@ FIRMWARE_CHOICES = {
     " lock bit and 4 KB, else 0x1a; pages beyond the table are passed over (FW, but see"
     " lock_bit). Nothing changes unless all pass",
     "fw_unsmash": "PAGE_UNSMASH: alignment 0x16 before the platform's state 1 (FW), then RMP 9,"
-    " then 0x1a, also if the table ends inside the region (assumption). The other entries keep GPA,"
-    " masks and validated (FW)",
+    " then 0x1a, also if the table ends inside the region (assumption), and if lock bits differ"
+    " (assumption). The other entries are left as RMPUPDATE leaves them: FW keeps their GPA, masks and"
+    " validated, but nobody reads those, and a fast core that keeps one record a page has no place"
+    " for them",
     "fw_move": "PAGE_MOVE: sizes 0x19, owner 0x1c or, if the states fit nothing, 0x1a (FW). Source"
     " and destination are read first and written after, source first, so a page moved onto itself"
     " ends as the destination",
@@ -136,7 +139,7 @@ class FirmwareCommands:
 
     # Guest pages
 
-    def launch_update(self, pfn, size, asid, vmsa, masks):
+    def launch_update(self, pfn, size, asid, vmsa, masks, small=False):
         if len(masks) != 3:
             raise ValueError("masks are those of VMPL 1, 2 and 3")
         refused = self.forbidden(pfn)
@@ -145,7 +148,7 @@ class FirmwareCommands:
         page = self.entry(pfn)
         if not self.in_state(pfn, "PRE_GUEST"):
             return status(lib.SNP_FW_PAGE_STATE)
-        if page.page_size != size or (vmsa and size == 1):
+        if page.page_size != size or ((vmsa or small) and size == 1):
             return status(lib.SNP_FW_PAGE_SIZE)
         if page.asid != asid:
             return status(lib.SNP_FW_PAGE_OWNER)
@@ -192,6 +195,7 @@ class FirmwareCommands:
             alike = (
                 page.page_size == 0
                 and page.immutable
+                and page.lock == first.lock
                 and not page.vmsa
                 and page.asid == first.asid != 0
                 and page.gpa == first.gpa + i * 4096
@@ -202,8 +206,8 @@ class FirmwareCommands:
                 return status(lib.SNP_FW_PAGE_STATE)
         first.page_size = 1
         for page in pages[1:]:
-            page.assigned, page.asid, page.unsmashed = True, 0, True
-            self.make_mutable(page)
+            self.write_fresh(page)
+            page.assigned, page.masks = True, [0x1F, 0, 0, 0]
         return status(lib.SNP_FW_OK)
 
     def page_move(self, src, dst, asid, size, gctx=None):
@@ -387,7 +391,7 @@ class FirmwareCommands:
     def write_fresh(self, page):
         """Write the entry of a page of the host's as firmware has it: all zero."""
         page.assigned = page.immutable = page.lock = False
-        page.vmsa = page.validated = page.unsmashed = False
+        page.vmsa = page.validated = False
         page.page_size = page.asid = page.gpa = 0
         page.masks = [0, 0, 0, 0]
 

@@ -42,12 +42,14 @@ CHOICES = {
     "inside_2m_entry": "the other entries of a 2 MB page read assigned=1, ASID 0, immutable 0:"
     " what FW PAGE_UNSMASH writes, and KVM needs assigned=1 of them before it smashes. state, raw,"
     " rmpread and firmware see this own entry (state RECLAIM); accesses, the guest's instructions,"
-    " RMPUPDATE and the counters see the 2 MB entry",
+    " RMPUPDATE and the counters see the 2 MB entry. A GPA of 0 and the masks of an update: assumption",
     "rmpread_region": "the region bit is given for every page of the region, and is 1 if any page"
     " in it is assigned, the page itself too: assumption",
     "uncovered": "a page beyond the table has no entry: raw and rmpread are None, instructions on"
     " it fail with 1, guests that use it with C=1 get #NPF, all else is plain memory (sheet 5.3;"
     " VMS gives #NPF for any guest access)",
+    "psmash_gpa": "PSMASH of an entry with ASID 0 leaves the GPA field of all pages as it is: assumption,"
+    " it is nobody's address and the states that PSMASH accepts do not look at it",
     "psmash_in_use": "PSMASH fails with 3 if any page of the region is in use: assumption",
     "pvalidate_vmpl": "PVALIDATE outside VMPL0 is #GP before anything else (sheet: #GP or 2; VMS"
     " arch/mem refuses it as unsupported before its arch/rmp, which has 2, is reached)",
@@ -59,7 +61,12 @@ CHOICES = {
     " ignored (sheet: VMPL0 only; VMS sets it for all). 2 MB with VMSA is not refused: VMS",
     "adjust_mask": "the mask is compared as a whole byte, so a reserved bit is never a subset (2):"
     " assumption",
-    "guest_in_use": "PVALIDATE and RMPADJUST do not look at the in-use bit: sheet 5.4 has no 3",
+    "guest_in_use": "RMPADJUST of a page in use, or of a 2 MB page with one, is 3 once all else fits"
+    " (Linux d2062cc1b1c3: APs are kicked out of guest mode so that RMPADJUST of their VMSAs can"
+    " succeed; the order is an assumption); PVALIDATE does not look at the bit: sheet 5.4 has no 3",
+    "pvalidate_value": "PVALIDATE with an operand other than 0 and 1 is FAIL_INPUT: assumption",
+    "frozen": "an entry with lock=1 is refused as an immutable one is, by RMPUPDATE and PSMASH:"
+    " sheet 5.4 (immutable/locked)",
     "rmpquery": "target > 3 is 1, target < own is 2, then the walk, then #VC; ok returns the"
     " target's mask in bits: assumption, details are not public",
     "walk_order": "the walk tests owner (assigned, ASID, immutable, GPA) before sizes: a fault of"
@@ -68,13 +75,20 @@ CHOICES = {
     " assumption",
     "walk_sizem": "SIZEM is set if the nested page or the operand is smaller than the entry, not if"
     " larger (sheet 5.6)",
-    "npf_bits": "PRESENT, RMP and FINAL always; ENC if C=1; VMPL if the mask refuses; WRITE, USER,"
-    " FETCH as the access has them; an instruction counts as a read by the supervisor: assumption",
+    "npf_bits": "PRESENT, USER, RMP and FINAL always: a nested walk is a user's access, and all"
+    " nested faults that Linux KVM traces have the bit (0x100000006, 0x100000014, 0x10000000d). ENC"
+    " if C=1 or code is fetched; VMPL if the mask refuses; WRITE, FETCH as the access has them; an"
+    " instruction counts as a read: assumption",
+    "fetch_private": "an SNP guest's code is fetched as with C=1 whatever the C-bit (what APM2 says of"
+    " SEV); a fetch that would also write is one: assumption",
     "vc_bits": "#VC and #GP carry no bits: assumption, made for the tests' sake",
-    "guest_shared_read": "C=0 reads of assigned pages pass (sheet: write; VMS: any access)",
+    "guest_shared_read": "C=0 reads of assigned pages pass (sheet: write; VMS: any access); with"
+    " shared_read=True an SNP guest's are refused as its writes are",
     "plain_write_2m": "a C=0 or non-SNP write through a 2 MB nested page needs the whole region"
     " unassigned, as the host's does: assumption; one translation serves all of it",
-    "in_use_host_only": "the in-use bit stops writes of the host (sheet 5.6 names no other)",
+    "in_use_host_only": "the in-use bit stops writes of the host (sheet 5.6) and any private access"
+    " of an SNP guest, before all else: #NPF (Linux d2062cc1b1c3: a dump that touches a VMSA that is"
+    " busy never ends; the order is an assumption). No other write: the sheet names none",
     "in_use_huge": "through a huge mapping a write meets an in-use page if it is the written one or"
     " the first of its region (erratum, sheet 5.6)",
     "vmrun": "vmrun and vmexit only set and clear the bit, twice is once, and on a page without an"
@@ -105,7 +119,10 @@ class Page:
     asid: int = 0
     gpa: int = 0
     masks: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
-    unsmashed: bool = False
+
+    @property
+    def frozen(self):
+        return self.immutable or self.lock
 
 
 def returned(code: int, carry: bool = False) -> Outcome:
@@ -131,6 +148,8 @@ class MemoryOracle(FirmwareCommands):
         *,
         lock_mirrors=False,
         initialised=True,
+        max_asid=MAX_ASID,
+        shared_read=False,
     ):
         self.n_pages = n_pages
         self.region_pages = region_pages
@@ -139,6 +158,8 @@ class MemoryOracle(FirmwareCommands):
             raise ValueError("covered lies in 0..n_pages, a region has at least 2 pages")
         self.conservative = conservative
         self.lock_mirrors = lock_mirrors
+        self.max_asid = max_asid
+        self.shared_read = shared_read
         self.pages = [Page() for _ in range(self.covered)]
         self.start_firmware(initialised)
 
@@ -235,7 +256,7 @@ class MemoryOracle(FirmwareCommands):
         if page_size not in (0, 1) or gpa < 0 or asid < 0:
             raise ValueError("page_size is 0 or 1, gpa and asid are not negative")
         own, n_pages = self.entry(pfn), self.region_pages if page_size else 1
-        if own is None or pfn % n_pages or pfn + n_pages > self.covered or asid > MAX_ASID:
+        if own is None or pfn % n_pages or pfn + n_pages > self.covered or asid > self.max_asid:
             return returned(FAIL_INPUT)
         if not assigned and (immutable or asid):
             return returned(FAIL_INPUT)
@@ -243,7 +264,7 @@ class MemoryOracle(FirmwareCommands):
             return returned(FAIL_INPUT)
         deciding, _ = self.deciding_entry(pfn)
         large = self.large_entry(pfn)
-        if deciding.immutable:
+        if deciding.frozen:
             return returned(FAIL_PERMISSION)
         if deciding.in_use or own.in_use:
             return returned(FAIL_INUSE)
@@ -252,7 +273,7 @@ class MemoryOracle(FirmwareCommands):
         others = self.region(pfn)[1:] if page_size else []
         if not large and any(other.assigned for other in others):
             return returned(FAIL_OVERLAP)
-        if any(other.immutable for other in others):
+        if any(other.frozen for other in others):
             return returned(FAIL_PERMISSION)
         if any(other.in_use for other in others):
             return returned(FAIL_INUSE)
@@ -276,12 +297,13 @@ class MemoryOracle(FirmwareCommands):
         own = self.entry(pfn)
         if own is None or pfn % self.region_pages or not (own.assigned and own.page_size):
             return returned(FAIL_INPUT)
-        if own.immutable:
+        if own.frozen:
             return returned(FAIL_PERMISSION)
         if any(page.in_use for page in self.region(pfn)):
             return returned(FAIL_INUSE)
         for i in range(self.region_pages):
-            small = replace(own, page_size=0, gpa=own.gpa + i * PAGE, masks=list(own.masks))
+            gpa = own.gpa + i * PAGE if own.asid else own.gpa
+            small = replace(own, page_size=0, gpa=gpa, masks=list(own.masks))
             self.pages[pfn + i] = small
         return returned(OK)
 
@@ -319,10 +341,10 @@ class MemoryOracle(FirmwareCommands):
 
     def pvalidate(self, asid, vmpl, gpa, pfn, npt_size, size, validate):
         self.check_guest(asid, vmpl, npt_size)
-        names = ("PRESENT", "RMP", "NPF_FINAL", "NPF_ENC")
+        names = ("PRESENT", "USER", "RMP", "NPF_FINAL", "NPF_ENC")
         if vmpl != 0:
             return fault("#GP")
-        if size == 1 and gpa // PAGE % self.region_pages:
+        if validate not in (0, 1) or (size == 1 and gpa // PAGE % self.region_pages):
             return returned(FAIL_INPUT)
         refused = self.walk(asid, gpa, pfn, npt_size, names)
         if refused:
@@ -339,7 +361,7 @@ class MemoryOracle(FirmwareCommands):
 
     def rmpadjust(self, asid, vmpl, gpa, pfn, npt_size, size, target, mask, vmsa):
         self.check_guest(asid, vmpl, npt_size)
-        names = ("PRESENT", "RMP", "NPF_FINAL", "NPF_ENC")
+        names = ("PRESENT", "USER", "RMP", "NPF_FINAL", "NPF_ENC")
         if (size == 1 and gpa // PAGE % self.region_pages) or target > 3:
             return returned(FAIL_INPUT)
         if target <= vmpl:
@@ -356,6 +378,9 @@ class MemoryOracle(FirmwareCommands):
             return returned(FAIL_SIZEMISMATCH)
         if mask & ~page.masks[vmpl]:
             return returned(FAIL_PERMISSION)
+        operand = self.region(pfn) if size else [self.entry(pfn)]
+        if any(one.in_use for one in operand):
+            return returned(FAIL_INUSE)
         page.masks[target] = mask
         if vmpl == 0:
             page.vmsa = bool(vmsa)
@@ -367,7 +392,8 @@ class MemoryOracle(FirmwareCommands):
             return returned(FAIL_INPUT)
         if target < vmpl:
             return returned(FAIL_PERMISSION)
-        refused = self.walk(asid, gpa, pfn, npt_size, ("PRESENT", "RMP", "NPF_FINAL", "NPF_ENC"))
+        names = ("PRESENT", "USER", "RMP", "NPF_FINAL", "NPF_ENC")
+        refused = self.walk(asid, gpa, pfn, npt_size, names)
         if refused:
             return refused
         page, _ = self.deciding_entry(pfn)
@@ -415,14 +441,17 @@ class MemoryOracle(FirmwareCommands):
         user=False,
         snp=True,
     ):
-        self.entry(pfn)
-        names = ["PRESENT", "RMP", "NPF_FINAL"] + ["NPF_ENC"] * bool(c_bit)
-        names += ["WRITE"] * bool(write) + ["FETCH"] * bool(fetch) + ["USER"] * bool(user)
-        if not snp or not c_bit:
-            if write and self.assigned_below(pfn, npt_size):
+        own = self.entry(pfn)
+        names = ["PRESENT", "USER", "RMP", "NPF_FINAL"] + ["NPF_ENC"] * bool(c_bit or fetch)
+        names += ["WRITE"] * bool(write) + ["FETCH"] * bool(fetch)
+        if not snp or not (c_bit or fetch):
+            checked = write or (snp and self.shared_read)
+            if checked and self.assigned_below(pfn, npt_size):
                 return fault("#NPF", *names)
             return returned(OK)
         self.check_guest(asid, vmpl, npt_size)
+        if own is not None and own.in_use:
+            return fault("#NPF", *names)
         refused = self.walk(asid, gpa, pfn, npt_size, names)
         if refused:
             return refused

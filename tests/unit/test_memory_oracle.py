@@ -85,6 +85,7 @@ def machine_for(steps):
         size.get("covered"),
         bool(size["conservative"]),
         initialised=bool(size["up"]),
+        shared_read=bool(size.get("shared_read")),
     )
 
 
