@@ -49,7 +49,7 @@ Done = _namedtuple("Done", ("event", "n_done", "n_changed", "result"))
 Done.__doc__ = """How far an operation came.
 
 ``event`` is its number. ``n_done`` frames (of an array: elements) were done, ``n_changed`` frames are not as
-they were. ``result`` is 0, or what refused (``FRAME_RESULT_*``): then frame or element ``n_done`` was the
+they were (neighbours whose leaf a new mapping splits are not counted). ``result`` is 0, or what refused (``FRAME_RESULT_*``): then frame or element ``n_done`` was the
 one, and neither it nor what follows it has changed. Of a single frame it is the answer.
 """
 

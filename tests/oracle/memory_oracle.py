@@ -231,7 +231,7 @@ class MemoryOracle(FirmwareCommands):
             return lib.RMP_STATE_CONTEXT if page.vmsa else lib.RMP_STATE_FIRMWARE
         if key == (True, False, False, False) and not page.lock:
             return lib.RMP_STATE_RECLAIM
-        if key == firmware_owned and frame > 0 and tag == 1:
+        if key == firmware_owned and tag == 1:
             return lib.RMP_STATE_METADATA
         if key == firmware_owned and frame == 1 and tag == 2 and not page.vmsa:
             return lib.RMP_STATE_FIRMWARE_IOMMU

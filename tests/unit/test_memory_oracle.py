@@ -75,11 +75,11 @@ def same(text):
     return kind, [(n, int(v, 0) if v[0].isdigit() else v) for n, _, v in pairs]
 
 
-def machine_for(steps):
+def machine_for(steps, kind=MemoryOracle):
     size = {"pages": 64, "region": 8, "conservative": 1, "up": 1}
     if steps[0].startswith("machine "):
         size.update((n, int(v, 0)) for n, v in (w.split("=") for w in steps.pop(0).split()[1:]))
-    return MemoryOracle(
+    return kind(
         size["pages"],
         size["region"],
         size.get("covered"),
