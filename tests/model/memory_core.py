@@ -1,17 +1,18 @@
-"""The core's page ownership with the methods of the oracle: `MemoryOracle` for `frame` and `Ledger`.
+"""The core's page ownership with the methods of the oracle: flat frames and a ledger.
 
-Every step is made twice, on frames side by side (`ghcbcore.frame.apply`) and in a `Ledger`, by a range
-or by an array; both have to give the same answer and the same frames. What is not a page's affair -
-whether the platform is up, where the RMP lies, which context and which metadata entry a command names -
-is kept here, as whoever gives the commands has to.
+Every step is made twice, on frames side by side (`ghcbcore.frame.apply`) and in a `Ledger`, by a
+range or by an array; both have to give the same answer and the same frames. What is not a page's
+affair - whether the platform is up, where the RMP lies, which context and which metadata entry a
+command names - is kept here, as whoever gives the commands has to.
 
-A region of the core has 512 frames. Where the oracle's regions are smaller, its last page stands for
-all frames from there on: they are treated alike, and so are what they become.
+A region of the core has 512 frames. Where the oracle's regions are smaller, its last page stands
+for all frames from there on: they are treated alike, and so are what they become.
 """
 
 from collections import namedtuple
 
 import numpy as np
+from flat_ledger import is_region
 from memory_oracle import Outcome
 
 from ghcbcore import errors, frame, rmp
@@ -60,7 +61,6 @@ class Frames:
         self.flat = np.zeros((n_frames, 2), np.uint64)
         self.flat[covered:, 0] = 1 << lib.FRAME_UNCOVERED
         self.n_steps = 0
-        self.log = None  # of who wants to know: (op, first frame, answers)
 
     def region(self, at):
         first = at // REGION * REGION
@@ -78,18 +78,16 @@ class Frames:
         )
 
     def do(self, op, at, n=1):
-        """Apply to n frames from `at` on, in order; return the first refusal, else the last answer."""
+        """Apply to n frames in order; return the first refusal, else the last answer."""
         self.n_steps += 1
-        each = REGION if op.kind in REGION_OPS or (op.size and n == REGION) else 1
+        each = REGION if is_region(op) and n == REGION else 1
         before, answer, n_done = self.flat.copy(), 0, 0
         for pfn in range(at, at + n, each):
             answer = self.apply(op, pfn)
             if is_refused(answer):
                 break
             n_done += each
-        if self.log is not None:
-            self.log.append((op, at, n, answer))
-        if (op.size or op.kind in REGION_OPS) and (at % REGION or at + n > len(self.flat)):
+        if is_region(op) and (at % REGION or at + n > len(self.flat)):
             assert is_refused(answer), "a page of 2 MiB begins nowhere else"
             assert (self.flat == before).all()
             try:
@@ -395,7 +393,7 @@ class CoreMemory:
 
     def move_frames(self, op, src, dst, size):
         places = src % self.region_pages, dst % self.region_pages
-        if size and any(places):  # no page of 2 MiB begins there, so sizes differ unless there is none
+        if size and any(places):  # no page of 2 MiB begins there
             sizes = self.size_differs(src, size) or self.size_differs(dst, size)
             return status(lib.SNP_FW_PAGE_SIZE if sizes else lib.SNP_FW_PAGE_STATE)
         a, b, n = self.wide(src), self.wide(dst), self.n_frames(src)

@@ -1,4 +1,4 @@
-"""Steps of histories of page ownership: methods of the oracle and their arguments, so chosen that they meet.
+"""Steps of histories of page ownership: methods of the oracle, arguments so chosen that they meet.
 
 `pick` takes one of a sequence: Hypothesis does it, or a `random.Random`.
 """
@@ -138,7 +138,7 @@ class Steps:
     # The guest
 
     def given(self, pfn, size, asid):
-        """Perhaps a page that was given to the guest just now, perhaps of another size, validated."""
+        """Perhaps give a page to the guest, perhaps of another size, perhaps validated."""
         size = self.pick((size, 0))
         if (size and pfn % self.region_pages) or self.bit():
             return []

@@ -1,10 +1,10 @@
 """The ledger's tree and flat frames go through the same histories: records, since, counts, runs.
 
-Rules are the same on both sides (`test_memory_against_oracle.py` has them); what is compared here is how
-the ledger finds, shares, counts and forgets frames.
+Rules are the same on both sides (`test_memory_against_oracle.py` has them); what is compared here is
+how the ledger finds, shares, counts and forgets frames.
 """
 
-import os
+from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -225,9 +225,7 @@ def test_leaves_of_three_sizes_are_split_as_far_as_a_new_mapping_needs(seed):
             ledger.range(Op(lib.FRAME_OP_MAP, size=size, value=value), first, n)
         else:
             n = each
-            ledger.array(
-                Op(lib.FRAME_OP_MAP, size=size, value=value), np.array([first], np.uint64)
-            )
+            ledger.array(Op(lib.FRAME_OP_MAP, size=size, value=value), np.array([first], np.uint64))
         for p in (first, first + n):  # a leaf that lies across an end becomes smaller leaves
             for smaller in (1, 0):
                 whole = sizes[smaller + 1]
@@ -333,7 +331,9 @@ def test_entries_that_were_stored_load_into_the_same_frames():
     assert (again == stored).all()
     # and over what is there already, 2 MiB entries and all
     other.load(REGION, stored[:REGION])
-    assert (other.snapshot().entries(REGION, REGION, as_stored=True)["asid"] == stored["asid"][:REGION]).all()
+    assert (
+        other.snapshot().entries(REGION, REGION, as_stored=True)["asid"] == stored["asid"][:REGION]
+    ).all()
 
 
 def test_a_load_is_refused_as_a_whole():
@@ -374,11 +374,9 @@ def test_rmpread_says_what_slots_hold_and_whether_the_region_has_pages():
         ledger.snapshot().rmpread(np.array([0, 3 * REGION], np.uint64))
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs /proc")
 def test_closed_ledgers_give_their_memory_back():
     def resident():
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * 4096
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * 4096
 
     def use():
         ledger = Ledger(64 * REGION)

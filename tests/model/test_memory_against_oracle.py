@@ -1,7 +1,7 @@
 """The core of page ownership and its oracle go through the same histories and never differ.
 
-The oracle is `tests/oracle/memory_oracle.py`, one record a page and one method an event. The core is driven
-twice at every step: frames side by side, and a ledger (`memory_core.py`).
+The oracle is `tests/oracle/memory_oracle.py`, one record a page and one method an event. The core is
+driven twice at every step: frames side by side, and a ledger (`memory_core.py`).
 """
 
 from collections import Counter
@@ -97,7 +97,9 @@ def played(seed, n_steps=120, region_pages=4):
     )
     steps = Steps(rng.choice, region_pages)
     for _ in range(n_steps):
-        for name, arguments in getattr(steps, rng.choice([*HOST, *GUEST, *FIRMWARE] * 3 + ["platform"]))():
+        for name, arguments in getattr(
+            steps, rng.choice([*HOST, *GUEST, *FIRMWARE] * 3 + ["platform"])
+        )():
             found = take(machine, core, name, arguments)
             seen[name, found.kind, found.code] += 1
         compare_more(machine, core, rng.randrange(n_pages))

@@ -25,14 +25,16 @@ FIRMWARE_CHOICES = {
     " secrets or CPUID, which has to be 4 KB too (sheet 1.4)",
     "fw_reclaim_order": "PAGE_RECLAIM: size 0x19, alignment 9, not immutable 0, state 0x1a (FW)."
     " A METADATA page loses its tag and keeps the address (FW)",
-    "fw_md_init": "PAGE_MD_INIT tests the context (0x10) before the page (0x1a) and no size (FW). That the"
+    "fw_md_init": "PAGE_MD_INIT tests the context (0x10) before the page (0x1a) and no size"
+    " (FW). That the"
     " GPA of metadata is above 0 (sheet 5.3) is said of the whole field, tag and all: assumption",
     "fw_set_state": "PAGE_SET_STATE: first page off a region 0x16; all pages FIRMWARE of either"
     " lock bit and 4 KB, else 0x1a; pages beyond the table are passed over (FW, but see"
     " lock_bit). Nothing changes unless all pass",
     "fw_unsmash": "PAGE_UNSMASH: alignment 0x16 before the platform's state 1 (FW), then RMP 9,"
     " then 0x1a, also if the table ends inside the region (assumption), and if lock bits differ"
-    " (assumption). The other entries are left as RMPUPDATE leaves them: FW keeps their GPA, masks and"
+    " (assumption). The other entries are left as RMPUPDATE leaves them: FW keeps their GPA,"
+    " masks and"
     " validated, but nobody reads those, and a fast core that keeps one record a page has no place"
     " for them",
     "fw_move": "PAGE_MOVE: sizes 0x19, owner 0x1c or, if the states fit nothing, 0x1a (FW). Source"

@@ -42,13 +42,15 @@ CHOICES = {
     "inside_2m_entry": "the other entries of a 2 MB page read assigned=1, ASID 0, immutable 0:"
     " what FW PAGE_UNSMASH writes, and KVM needs assigned=1 of them before it smashes. state, raw,"
     " rmpread and firmware see this own entry (state RECLAIM); accesses, the guest's instructions,"
-    " RMPUPDATE and the counters see the 2 MB entry. A GPA of 0 and the masks of an update: assumption",
+    " RMPUPDATE and the counters see the 2 MB entry. A GPA of 0 and the masks of an update:"
+    " assumption",
     "rmpread_region": "the region bit is given for every page of the region, and is 1 if any page"
     " in it is assigned, the page itself too: assumption",
     "uncovered": "a page beyond the table has no entry: raw and rmpread are None, instructions on"
     " it fail with 1, guests that use it with C=1 get #NPF, all else is plain memory (sheet 5.3;"
     " VMS gives #NPF for any guest access)",
-    "psmash_gpa": "PSMASH of an entry with ASID 0 leaves the GPA field of all pages as it is: assumption,"
+    "psmash_gpa": "PSMASH of an entry with ASID 0 leaves the GPA field of all pages as it is:"
+    " assumption,"
     " it is nobody's address and the states that PSMASH accepts do not look at it",
     "psmash_in_use": "PSMASH fails with 3 if any page of the region is in use: assumption",
     "pvalidate_vmpl": "PVALIDATE outside VMPL0 is #GP before anything else (sheet: #GP or 2; VMS"
@@ -61,7 +63,8 @@ CHOICES = {
     " ignored (sheet: VMPL0 only; VMS sets it for all). 2 MB with VMSA is not refused: VMS",
     "adjust_mask": "the mask is compared as a whole byte, so a reserved bit is never a subset (2):"
     " assumption",
-    "guest_in_use": "RMPADJUST of a page in use, or of a 2 MB page with one, is 3 once all else fits"
+    "guest_in_use": "RMPADJUST of a page in use, or of a 2 MB page with one, is 3 once all else"
+    " fits"
     " (Linux d2062cc1b1c3: APs are kicked out of guest mode so that RMPADJUST of their VMSAs can"
     " succeed; the order is an assumption); PVALIDATE does not look at the bit: sheet 5.4 has no 3",
     "pvalidate_value": "PVALIDATE with an operand other than 0 and 1 is FAIL_INPUT: assumption",
@@ -79,7 +82,8 @@ CHOICES = {
     " nested faults that Linux KVM traces have the bit (0x100000006, 0x100000014, 0x10000000d). ENC"
     " if C=1 or code is fetched; VMPL if the mask refuses; WRITE, FETCH as the access has them; an"
     " instruction counts as a read: assumption",
-    "fetch_private": "an SNP guest's code is fetched as with C=1 whatever the C-bit (what APM2 says of"
+    "fetch_private": "an SNP guest's code is fetched as with C=1 whatever the C-bit (what APM2"
+    " says of"
     " SEV); a fetch that would also write is one: assumption",
     "vc_bits": "#VC and #GP carry no bits: assumption, made for the tests' sake",
     "guest_shared_read": "C=0 reads of assigned pages pass (sheet: write; VMS: any access); with"
@@ -87,7 +91,8 @@ CHOICES = {
     "plain_write_2m": "a C=0 or non-SNP write through a 2 MB nested page needs the whole region"
     " unassigned, as the host's does: assumption; one translation serves all of it",
     "in_use_host_only": "the in-use bit stops writes of the host (sheet 5.6) and any private access"
-    " of an SNP guest, before all else: #NPF (Linux d2062cc1b1c3: a dump that touches a VMSA that is"
+    " of an SNP guest, before all else: #NPF (Linux d2062cc1b1c3: a dump that touches a VMSA"
+    " that is"
     " busy never ends; the order is an assumption). No other write: the sheet names none",
     "in_use_huge": "through a huge mapping a write meets an in-use page if it is the written one or"
     " the first of its region (erratum, sheet 5.6)",

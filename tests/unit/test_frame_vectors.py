@@ -2,7 +2,7 @@
 
 import pytest
 from memory_core import CoreMemory
-from test_memory_oracle import ROWS, call, machine_for, same, text_of
+from memory_vectors import ROWS, call, machine_for, same, text_of
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['section']}: {row['rule']}")
