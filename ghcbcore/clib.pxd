@@ -829,6 +829,7 @@ cdef extern from "ghcbcore/frame_op.h" nogil:
         FRAME_OP_LIST
         FRAME_OP_CONTENT
         FRAME_OP_RMPQUERY
+        FRAME_OP_GCTX_CREATE
         FRAME_OP_MOVE
         FRAME_OP_INIT
         FRAME_OP_END

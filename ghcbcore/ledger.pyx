@@ -77,6 +77,14 @@ cdef _answer(clib.ghcb_tree_done_t *done, bint is_one):
     return done.result if is_one or clib.ghcb_frame_refused(done.result) else 0
 
 
+cdef bint _is_plain(const clib.ghcb_frame_op_t *op) noexcept nogil:
+    """Whether an operation depends on nothing but the frame's own record."""
+    return (
+        op.kind < clib.FRAME_OP_GCTX_CREATE and op.kind != clib.FRAME_OP_RMPQUERY
+        and op.backing == 0 and _pages_each(op) == 1
+    )
+
+
 cdef int _span(Ledger ledger, object first, object n_pages, uint64_t *start, uint64_t *end) except -1:
     cdef uint64_t all_pages = ledger.tree.n_pages
     start[0] = _number(first, "first", all_pages)
@@ -289,8 +297,10 @@ cdef class Ledger:
             n_ops += 1
         each = _pages_each(&ops[0])
         for k in range(n_ops):
-            if n_ops > 1 and (_pages_each(&ops[k]) > 1 or ops[k].backing or ops[k].kind == clib.FRAME_OP_RMPQUERY):
-                raise _errors.OutOfRange(f"op[{k}]: a sequence has operands of 4 KiB and asks nothing")
+            if n_ops > 1 and not _is_plain(&ops[k]):
+                raise _errors.OutOfRange(
+                    f"op[{k}]: a sequence has operands of 4 KiB, asks nothing and no firmware"
+                )
         if not n_ops:
             raise _errors.OutOfRange("a sequence of no operations")
         memset(&done, 0, sizeof(done))

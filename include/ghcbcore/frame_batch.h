@@ -94,6 +94,18 @@ static inline uint64_t ghcb_batch_leaf(const ghcb_tree_t *t, const ghcb_frame_op
     return largest;
 }
 
+/* Whether what RMPUPDATE is told fits its field for this frame. */
+static inline int ghcb_batch_reaches(const ghcb_tree_t *t, const ghcb_frame_op_t *op, uint64_t p)
+{
+    const ghcb_frame_op_t *ops = t->n_sequence ? t->sequence : op;
+
+    for (uint32_t k = 0; k < (t->n_sequence ? t->n_sequence : 1); k++) {
+        if (!ghcb_frame_reach(&ops[k], p, 1))
+            return 0;
+    }
+    return 1;
+}
+
 /* Sorted frames. Returns how many were changed and noted; `*stop`: one refused, or there is no memory. */
 static inline uint64_t ghcb_batch_sorted(
     ghcb_tree_t *t, const ghcb_frame_op_t *op, const uint64_t *frames, uint64_t n, ghcb_undo_t *undo,
@@ -126,8 +138,9 @@ static inline uint64_t ghcb_batch_sorted(
         id = ghcb_slot_is_uniform(*slot)
             ? ghcb_slot_id(*slot)
             : ghcb_slot_chunk(*slot)->ids[ghcb_chunk_index(ghcb_slot_chunk(*slot), p & (FRAME_REGION - 1))];
-        if (ghcb_frame_get(t->store.records[id].frame.word, FRAME_LEAF_SHIFT, FRAME_LEAF_WIDTH) > largest) {
-            *stop = 1; /* a leaf must be split, and others lie in it */
+        if (!ghcb_batch_reaches(t, op, p)
+            || ghcb_frame_get(t->store.records[id].frame.word, FRAME_LEAF_SHIFT, FRAME_LEAF_WIDTH) > largest) {
+            *stop = 1; /* it refuses; or a leaf must be split, and others lie in it */
             break;
         }
         undo[n_undo].p = p;

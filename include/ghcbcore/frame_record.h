@@ -54,7 +54,7 @@ static inline uint64_t ghcb_frames_carry_out(
     }
     if (op->kind == FRAME_OP_MAP)
         ghcb_region_split(op, frames, region->n_frames);
-    return ghcb_frame_apply(op, &t->rules, frames, region->n_frames, at);
+    return ghcb_frame_apply(op, &t->rules, frames, region->n_frames, at, 0);
 }
 
 #endif

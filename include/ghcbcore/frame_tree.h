@@ -435,7 +435,7 @@ static inline uint32_t ghcb_tree_chain(ghcb_tree_t *t, uint32_t id, uint64_t *re
         unsigned views;
 
         ghcb_frame_region_add(&one, &frame, 1);
-        *result = ghcb_frame_check(&t->sequence[k], &t->rules, &one);
+        *result = ghcb_frame_check(&t->sequence[k], &t->rules, &frame, &one);
         if (ghcb_frame_refused(*result))
             return GHCB_TREE_REFUSED;
         if (*result >> FRAME_RESULT_UNCHANGED & 1)

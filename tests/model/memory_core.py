@@ -59,7 +59,8 @@ class Frames:
         self.rules, self.max_asid = rules, max_asid
         self.ledger = Ledger(n_frames, covered=covered, rules=rules, max_asid=max_asid)
         self.flat = np.zeros((n_frames, 2), np.uint64)
-        self.flat[covered:, 0] = 1 << lib.FRAME_UNCOVERED
+        self.flat[:, 0] = lib.FRAME_KEY_NONE << lib.FRAME_KEY_SHIFT  # never written
+        self.flat[covered:, 0] |= np.uint64(1 << lib.FRAME_UNCOVERED)
         self.n_steps = 0
 
     def region(self, at):
