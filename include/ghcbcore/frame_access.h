@@ -19,12 +19,11 @@
 #include <ghcbcore/fault.h>
 #include <ghcbcore/frame_op.h>
 
+/* Of a write: the host's reads are not checked. */
 static inline uint64_t ghcb_frame_pf(const ghcb_frame_op_t *op)
 {
-    uint64_t bits = 1ULL << FAULT_PRESENT | 1ULL << FAULT_RMP;
+    uint64_t bits = 1ULL << FAULT_PRESENT | 1ULL << FAULT_WRITE | 1ULL << FAULT_RMP;
 
-    if (op->value & FRAME_ACCESS_WRITE)
-        bits |= 1ULL << FAULT_WRITE;
     if (op->value & FRAME_ACCESS_USER)
         bits |= 1ULL << FAULT_USER;
     if (op->value & FRAME_ACCESS_FETCH)

@@ -1195,6 +1195,7 @@ static inline int ghcb_tree_open(ghcb_tree_t *t, uint64_t *root, uint64_t n_page
             if (ghcb_tree_build(t, &node->slots[n_whole], ids, 2, entries) != GHCB_OK)
                 return GHCB_STORE_NO_MEMORY;
             t->store.records[id].n_pages = n_pages; /* counted already */
+            t->store.records[nobody].n_pages = 0;   /* they are not of the guest */
         }
     }
     ghcb_store_settle(&t->store);

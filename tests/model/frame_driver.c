@@ -114,6 +114,8 @@ int main(int argc, char **argv)
                 frames[i].word = (frames[i].word & kept) | (frames[at].word & ~kept);
                 frames[i].gfn = frames[at].gfn;
             }
+            for (uint64_t i = at; what == 3 && i < at + n; i++)
+                frames[i] = (ghcb_frame_t){op.kind, op.size}; /* its first two words */
             n_wrong += answer != number(in);
             add_region(frames, n_frames, at);
             if (what == 1)

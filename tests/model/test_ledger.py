@@ -1,7 +1,7 @@
 """The ledger's tree and flat frames go through the same histories: records, since, counts, runs.
 
-Rules are the same on both sides (`test_memory_against_oracle.py` has them); what is compared here is
-how the ledger finds, shares, counts and forgets frames.
+Rules are the same on both sides (`test_memory_against_oracle.py` has them); what is compared here
+is how the ledger finds, shares, counts and forgets frames.
 """
 
 from pathlib import Path

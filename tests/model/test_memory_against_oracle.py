@@ -1,7 +1,7 @@
 """The core of page ownership and its oracle go through the same histories and never differ.
 
-The oracle is `tests/oracle/memory_oracle.py`, one record a page and one method an event. The core is
-driven twice at every step: frames side by side, and a ledger (`memory_core.py`).
+The oracle is `tests/oracle/memory_oracle.py`, one record a page and one method an event. The core
+is driven twice at every step: frames side by side, and a ledger (`memory_core.py`).
 """
 
 from collections import Counter
