@@ -218,6 +218,27 @@ class _Lib:
     GHCB_BLOCK_OWN: Final[int]
     GHCB_BLOCK_SHIFT: Final[int]
     GHCB_BLOCK_WORD: Final[int]
+    GHCB_CACHE_CLEAN: Final[int]
+    GHCB_CACHE_CLFLUSH: Final[int]
+    GHCB_CACHE_CONVERT: Final[int]
+    GHCB_CACHE_DF_FLUSH: Final[int]
+    GHCB_CACHE_DRAIN: Final[int]
+    GHCB_CACHE_EVICT: Final[int]
+    GHCB_CACHE_FORGET: Final[int]
+    GHCB_CACHE_HALT: Final[int]
+    GHCB_CACHE_INVD: Final[int]
+    GHCB_CACHE_KEXEC: Final[int]
+    GHCB_CACHE_LINE_BITS: Final[int]
+    GHCB_CACHE_LOAD: Final[int]
+    GHCB_CACHE_MAX_LEVELS: Final[int]
+    GHCB_CACHE_MAX_WAYS: Final[int]
+    GHCB_CACHE_OPS_END: Final[int]
+    GHCB_CACHE_PAGE_FLUSH: Final[int]
+    GHCB_CACHE_REKEY: Final[int]
+    GHCB_CACHE_SET_WORDS: Final[int]
+    GHCB_CACHE_STORE: Final[int]
+    GHCB_CACHE_WBINVD: Final[int]
+    GHCB_CACHE_WBNOINVD: Final[int]
     GHCB_CALL_END: Final[int]
     GHCB_CALL_HLT: Final[int]
     GHCB_CALL_INIT: Final[int]
@@ -228,6 +249,13 @@ class _Lib:
     GHCB_CALL_SIPI: Final[int]
     GHCB_CALL_TAKE_NMI: Final[int]
     GHCB_CALL_VMGEXIT: Final[int]
+    GHCB_CELL_BITS: Final[int]
+    GHCB_CELL_DIRTY: Final[int]
+    GHCB_CELL_LOST: Final[int]
+    GHCB_CELL_PRESENT: Final[int]
+    GHCB_CELL_SLOT: Final[int]
+    GHCB_CELL_VALUE: Final[int]
+    GHCB_CELL_VALUE_SHIFT: Final[int]
     GHCB_CERT_TABLE_END: Final[int]
     GHCB_CIPHER_ADDRESS_BITS: Final[int]
     GHCB_CIPHER_FIRST_BIT: Final[int]
@@ -463,6 +491,12 @@ class _Lib:
     GHCB_KVM_REPLY_VALID_HI: Final[int]
     GHCB_KVM_REPLY_VALID_LO: Final[int]
     GHCB_KVM_SCRATCH_MAX: Final[int]
+    GHCB_LINES_PER_PAGE: Final[int]
+    GHCB_LINE_ALIASES: Final[int]
+    GHCB_LINE_BYTES: Final[int]
+    GHCB_LINE_NOISE: Final[int]
+    GHCB_LINE_N_VALUES: Final[int]
+    GHCB_LINE_SHIFT: Final[int]
     GHCB_MALFORMED_INVALID_EVENT: Final[int]
     GHCB_MALFORMED_INVALID_INPUT: Final[int]
     GHCB_MALFORMED_MISSING_INPUT: Final[int]
@@ -606,6 +640,7 @@ class _Lib:
     GHCB_NAE_WBINVD: Final[int]
     GHCB_NO_OFFSET: Final[int]
     GHCB_N_FIELDS: Final[int]
+    GHCB_N_SLOTS: Final[int]
     GHCB_OFF_CPL: Final[int]
     GHCB_OFF_DR7: Final[int]
     GHCB_OFF_GHCB_USAGE: Final[int]
@@ -755,6 +790,9 @@ class _Lib:
     GHCB_SIDE_REQUEST: Final[int]
     GHCB_SINCE_EARLIER: Final[int]
     GHCB_SINCE_EVENT: Final[int]
+    GHCB_SLOT_ASID_MAX: Final[int]
+    GHCB_SLOT_PLAIN: Final[int]
+    GHCB_SLOT_SME: Final[int]
     GHCB_SNP_NO: Final[int]
     GHCB_SNP_NOT_SAID: Final[int]
     GHCB_SNP_YES: Final[int]
@@ -1462,9 +1500,31 @@ class _Lib:
     SVM_EXIT_VINTR: Final[int]
     SVM_EXIT_VMGEXIT: Final[int]
     SVM_EXIT_VMSA_BUSY: Final[int]
+    def ghcb_cell(self, _0: int, _1: int, /) -> int: ...
+    def ghcb_cell_read(self, _0: int, _1: int, /) -> int: ...
+    def ghcb_cell_slot(self, _0: int, /) -> int: ...
+    def ghcb_cell_value(self, _0: int, /) -> int: ...
     def ghcb_fields_of_inputs(self, _0: int, /) -> int: ...
     def ghcb_fields_of_valid(self, _0: int, _1: int, /) -> int: ...
     def ghcb_jump_table_check_gpa(self, _0: int, /) -> int: ...
+    def ghcb_line_clflush(self, _0: Any, _1: int, /) -> int: ...
+    def ghcb_line_drop(self, _0: int, _1: int, /) -> int: ...
+    def ghcb_line_drop_clean(self, _0: int, /) -> int: ...
+    def ghcb_line_evict(self, _0: Any, _1: int, _2: Any, /) -> None: ...
+    def ghcb_line_find(self, _0: int, _1: int, /) -> int: ...
+    def ghcb_line_invd(self, _0: Any, /) -> None: ...
+    def ghcb_line_load(self, _0: Any, _1: int, _2: int, _3: Any, /) -> int: ...
+    def ghcb_line_n_dirty(self, _0: int, /) -> int: ...
+    def ghcb_line_page_flush(self, _0: Any, _1: int, /) -> int: ...
+    def ghcb_line_put(self, _0: int, _1: int, _2: Any, /) -> int: ...
+    def ghcb_line_store(self, _0: Any, _1: int, _2: int, _3: int, /) -> int: ...
+    def ghcb_line_wbinvd(self, _0: Any, _1: int, _2: Any, /) -> None: ...
+    def ghcb_line_wbnoinvd(self, _0: Any, _1: int, _2: Any, /) -> None: ...
+    def ghcb_line_write_back(self, _0: Any, _1: int, _2: Any, /) -> None: ...
+    def ghcb_memory_content(self, _0: int, /) -> int: ...
+    def ghcb_memory_drain(self, _0: int, /) -> int: ...
+    def ghcb_memory_rekey(self, _0: int, _1: int, /) -> int: ...
+    def ghcb_memory_write(self, _0: int, _1: int, _2: int, /) -> int: ...
     def ghcb_msr_check_answer(self, _0: int, _1: int, /) -> int: ...
     def ghcb_msr_decode(self, _0: int, _1: Any, /) -> int: ...
     def ghcb_msr_encode(self, _0: int, _1: int, _2: int, _3: int, _4: Any, /) -> int: ...
