@@ -607,7 +607,7 @@ static inline int ghcb_tree_merge(
     bytes = ghcb_tree_remap(t, old->class, class, packed);
     bits = 8U >> old->class << class; /* that a byte becomes */
     out = ghcb_chunk_indices(c);
-    for (unsigned w = 0; w < GHCB_TREE_SLOTS >> (6 - class); w++) {
+    for (unsigned w = 0; w < (unsigned)GHCB_TREE_SLOTS >> (6 - class); w++) {
         uint64_t word = 0;
 
         for (unsigned i = 0; i < 64; i += bits)

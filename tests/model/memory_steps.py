@@ -267,14 +267,14 @@ class Steps:
             if self.bit():
                 back = page
                 whose = 0 if kind == "metadata" else self.pick((asid, asid, 3 - asid))
-                large = self.pick((size, size, 0))
+                large = self.pick((size, size, 0, 1))
                 steps += [*self.free(page, 0), ("rmpupdate", (page, 0, 1, large, 1, whose))]
-        whose = self.pick((asid, asid, asid, self.asid()))
+        whose = self.pick((asid, asid, asid, 3 - asid))
         steps += [("swap_out", (src, dst, gctx, whose, size, kind, slot))]
         if self.pick(range(4)):
             in_place = not self.pick(range(6))
             start = back if in_place else dst
-            whose = self.pick((asid, asid, asid, self.asid()))
+            whose = self.pick((asid, asid, asid, 3 - asid))
             steps += [("swap_in", (start, back, gctx, whose, size, kind, slot, in_place))]
         return steps
 
@@ -293,7 +293,7 @@ HOST = ("update", "update", "update_odd", "give_back", "firmware_page", "guest_p
 HOST += ("give_back", "region_of_pages", "psmash", "in_use", "leave", "host_access", "dma")
 GUEST = ("pvalidate", "rmpadjust", "rmpadjust", "rmpquery", "guest_access", "guest_access")
 FIRMWARE = ("context", "context_alone", "metadata", "launch", "reclaim", "set_state", "unsmash")
-FIRMWARE += ("move", "move", "swap", "swap")
+FIRMWARE += ("move", "move", "swap", "swap", "swap")
 
 
 def take(machine, core, name, arguments):
