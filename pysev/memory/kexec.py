@@ -1,36 +1,43 @@
 """The page side of an SNP guest's life and of its kexec, step by step as Linux does it.
 
-Only pages: who is stopped, woken and asked is the flows' affair. Each step is what the guest and its
+Only pages: who is stopped, woken and asked is the flows' affair. Each step is what the guest and
+its
 hypervisor do together, and each has a name by which a disagreement can be laid at its door.
 
-    accept       firmware and kernel validate all RAM; the page table maps it private in large leaves
+    accept       firmware and kernel validate all RAM; the page table maps it private in large
+    leaves
     share        buffers, GHCBs and data that the host must see become shared, split leaves and all
-    unshare      snp_kexec_finish: walk the leaves, make shared ones private again, but for GHCBs
-    last         the leaves that hold GHCBs, by the MSR protocol, 4 KiB at a time
-    boot         the second kernel maps all of it private, notes it as validated, and shares anew
+    finish       snp_kexec_finish: walk the leaves, make shared ones private again, but for those
+    that
+                 hold a GHCB; these last, by the MSR protocol, 4 KiB at a time
+    boot_again   the second kernel maps all of it private and notes it as validated
 
-Source: Linux arch/x86/coco/sev/core.c as told in spec/linux-flows.md 3.4; ``strict`` and ``leaf_base`` are the
-two repairs of 82b7f88f2316 ("Fix making shared pages private during kdump").
+Source: Linux arch/x86/coco/sev/core.c; ``strict`` and ``leaf_base`` are the two repairs of
+82b7f88f2316
+("x86/sev: Fix making shared pages private during kdump").
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ghcbcore._cffi import lib
-from ghcbcore.errors import OutOfRange
+from ghcbcore.errors import OutOfRange, StateConflict
 from ghcbcore.frame import Op
 
-from .memory import Disagreement, Memory, Outcome
+from .convert import Step, by_size, cut, overlap_of, to_private, to_shared
+from .memory import Memory
+from .records import Disagreement
 
 __all__ = ["KexecPages"]
 
 U64 = NDArray[np.uint64]
-REGION = lib.FRAME_REGION
+PAGES_OF_LEAF = np.array([1, lib.FRAME_REGION, lib.FRAME_REGION * lib.FRAME_REGION], np.uint64)
 
 
 @dataclass
@@ -46,8 +53,20 @@ class KexecPages:
     shared : sequence of (first, n_pages)
         What else is shared: swiotlb, descriptor rings, bss_decrypted.
     strict, leaf_base : bool
-        False brings a bug back: leaves just below a GHCB are skipped as if they held it (K1); of a
-        large leaf only what follows the GHCB is made private at last (K2).
+        False brings a bug back: a leaf just below a GHCB is skipped as if it held it (K1); of a
+        large
+        leaf only what follows the GHCB is converted at last, and what follows the leaf again (K2).
+
+    Raises
+    ------
+    OutOfRange
+        ``ghcbs[1]``, ``shared[2]``: beyond the guest, or shared twice.
+
+    Notes
+    -----
+    ``exits`` counts the VMGEXITs of ``finish``, by its two parts: one for each leaf (8 of 1
+    GiB), one for
+    each 4 KiB of the last leaves.
     """
 
     memory: Memory
@@ -59,129 +78,119 @@ class KexecPages:
 
     def __post_init__(self) -> None:
         self.where = "ram" if self.memory.map is not None else "all"
+        n_pages = self.memory.n_pages
+        for i, frame in enumerate(self.ghcbs):
+            if not 0 <= frame < n_pages:
+                raise OutOfRange(f"ghcbs[{i}] = {frame:#x}: the guest ends with {n_pages - 1:#x}")
+        for i, (first, n) in enumerate(self.shared):
+            if n < 1 or not 0 <= first < n_pages or n > n_pages - first:
+                raise OutOfRange(
+                    f"shared[{i}] = ({first:#x}, {n}): the guest ends with {n_pages - 1:#x}"
+                )
         self.ghcb_frames = np.unique(np.asarray(list(self.ghcbs), np.uint64))
+        self._buffers = _spans(self.shared)
+        if found := overlap_of(*self._buffers):
+            raise OutOfRange(f"shared[{found[1]}] overlaps shared[{found[0]}]")
 
     def accept(self) -> None:
         """All RAM private, validated, mapped in leaves of 2 MiB where it is aligned."""
-        self._private(*self._extents(), "accept")
+        _must(to_private(self.memory, *self.memory.frames_of(self.where), "accept"))
 
     def share(self) -> None:
         """Make buffers and GHCBs shared; leaves are split where they do not fit."""
-        self._shared(*_spans(self.shared), "share buffers")
-        alone = self.ghcb_frames[~self._are_shared(self.ghcb_frames)]  # others lie in a shared leaf
-        self._shared(alone, np.ones_like(alone), "share GHCBs")
+        _must(to_shared(self.memory, *self._buffers, "share buffers"))
+        views = self.memory.views_at(self.ghcb_frames)
+        alone = self.ghcb_frames[
+            views["mapping"] != lib.FRAME_SHARED
+        ]  # others lie in a shared leaf
+        _must(to_shared(self.memory, alone, np.ones_like(alone), "share GHCBs"))
 
     def finish(self) -> None:
-        """snp_kexec_finish: every shared leaf that holds no GHCB, then those that do."""
-        firsts, lengths = self.memory.frames_where(lambda v: v["mapping"] == lib.FRAME_SHARED)
-        leaf_firsts, leaf_lengths = self._leaves(firsts, lengths)
-        holds = self._holds_ghcb(leaf_firsts, leaf_lengths)
-        self._private(leaf_firsts[~holds], leaf_lengths[~holds], "unshare")
-        lasts = self._last(leaf_firsts, leaf_lengths)
-        if len(lasts[0]):
-            self._private(*lasts, "GHCBs last", by_msr=True)
+        """snp_kexec_finish: every shared leaf that holds no GHCB, then those that do.
+
+        Raises
+        ------
+        StateConflict
+            A GHCB is not shared. Nothing has happened.
+        """
+        last, last_lengths, last_leaves = self._shared_leaves(self.ghcb_frames)
+        if len(last) < len(self.ghcb_frames):
+            raise StateConflict("finish: a GHCB is not shared")
+        self._walk()
+        if self.leaf_base:
+            bases, which = np.unique(last, return_index=True)
+            self._last(bases, last_lengths[which], last_leaves[which], bases, last_lengths[which])
+        else:
+            end = np.uint64(self.memory.n_pages)
+            lengths = np.minimum(last_lengths, end - self.ghcb_frames)
+            self._last(last, last_lengths, last_leaves, self.ghcb_frames, lengths)
+        self._count("GHCBs last", int(last_lengths.sum()))
 
     def boot_again(self) -> None:
-        """The second kernel: maps all RAM private, takes it for validated, shares its own pages."""
-        firsts, lengths = self._extents()
-        self._each(Op(lib.FRAME_OP_MAP, value=lib.FRAME_PRIVATE), firsts, lengths, "boot")
-        self._each(Op(lib.FRAME_OP_BELIEVE, value=1), firsts, lengths, "boot")
+        """The second kernel: maps all RAM private in large leaves, takes it for validated."""
+        memory = self.memory
+        firsts, lengths = memory.frames_of(self.where)
+        private = Op(lib.FRAME_OP_MAP, value=lib.FRAME_PRIVATE)
+        for size, (starts, ns) in enumerate(by_size(firsts, lengths)):
+            if len(starts):
+                memory.spans(private._replace(size=size), starts, ns, "boot")
+        memory.spans(Op(lib.FRAME_OP_BELIEVE, value=1), firsts, lengths, "boot")
 
     def left_behind(self) -> list[Disagreement]:
         """Where views disagree now."""
         return self.memory.disagreements()
 
-    # -----------------------------------------------------------------------------------------------
+    # ---------------------------------------------------------------------------------------------
 
-    def _extents(self) -> tuple[U64, U64]:
-        return self.memory.frames_of(self.where)
+    def _shared_leaves(self, frames: U64) -> tuple[U64, U64, U64]:
+        """The leaves in which frames lie, if they are shared: base, length, kind of leaf."""
+        views = self.memory.views_at(frames)
+        is_shared = views["mapping"] == lib.FRAME_SHARED
+        leaves = views["leaf"][is_shared].astype(np.uint64)
+        lengths = PAGES_OF_LEAF[leaves]
+        return frames[is_shared] // lengths * lengths, lengths, leaves
 
-    def _are_shared(self, frames: U64) -> NDArray[np.bool_]:
-        at, _, views = self.memory.views()
-        return np.asarray(views["mapping"][at.ids(frames)] == lib.FRAME_SHARED)
+    def _walk(self) -> None:
+        """Leaves are left out that hold a GHCB; of the bug, ``ghcb <= end`` instead of ``<``."""
+        probes = self.ghcb_frames
+        if not self.strict:
+            probes = np.unique(np.concatenate([probes, probes[probes > 0] - np.uint64(1)]))
+        bases, lengths, leaves = self._shared_leaves(probes)
+        bases, which = np.unique(bases, return_index=True)
+        lengths, leaves = lengths[which], leaves[which]
+        n_exits = 0
+        for leaf, pages in enumerate(PAGES_OF_LEAF.tolist()):
+            firsts, ns = self.memory.frames_where(partial(_is_shared_leaf, leaf=leaf))
+            mine = leaves == leaf
+            firsts, ns = cut(firsts, ns, bases[mine], lengths[mine])
+            if len(firsts):
+                size = min(leaf, lib.FRAME_LEAF_2M)
+                _must(to_private(self.memory, firsts, ns, "unshare", leaf=leaf, size=size))
+                n_exits += int(ns.sum()) // pages * (8 if leaf == lib.FRAME_LEAF_1G else 1)
+        self._count("unshare", n_exits)
 
-    def _leaves(self, firsts: U64, lengths: U64) -> tuple[U64, U64]:
-        """The shared leaves of the page table: runs cut at the ends of 2 MiB regions."""
-        ends = firsts + lengths
-        n = ((ends - 1) // REGION - firsts // REGION + 1).astype(np.int64)
-        which = np.repeat(np.arange(len(firsts)), n)
-        step = np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n)
-        base = (firsts[which] // REGION + step.astype(np.uint64)) * np.uint64(REGION)
-        start = np.maximum(base, firsts[which])
-        stop = np.minimum(base + np.uint64(REGION), ends[which])
-        return start, stop - start
-
-    def _holds_ghcb(self, firsts: U64, lengths: U64) -> NDArray[np.bool_]:
-        """Leaves that the walk leaves out: ``a <= ghcb < a + size``; of the bug ``ghcb <= a + size``."""
-        side: str = "left"
-        ends = firsts + lengths + (np.uint64(0) if self.strict else np.uint64(1))
-        low = np.searchsorted(self.ghcb_frames, firsts, side=side)  # type: ignore[call-overload]
-        high = np.searchsorted(self.ghcb_frames, ends, side=side)  # type: ignore[call-overload]
-        return np.asarray(high > low)
-
-    def _last(self, firsts: U64, lengths: U64) -> tuple[U64, U64]:
-        if not len(firsts):
-            return firsts, lengths
-        at = np.searchsorted(firsts, self.ghcb_frames, side="right") - 1
-        which = at[at >= 0]
-        inside = self.ghcb_frames[at >= 0] < firsts[which] + lengths[which]
-        which = which[inside]
-        if self.leaf_base:
-            which = np.unique(which)
-            return firsts[which], lengths[which]
-        frames = self.ghcb_frames[at >= 0][inside]
-        return frames, firsts[which] + lengths[which] - frames
-
-    def _private(self, firsts: U64, lengths: U64, label: str, *, by_msr: bool = False) -> None:
-        asid, shift = self.memory.asid, self.memory.shift
+    def _last(self, bases: U64, lengths: U64, leaves: U64, firsts: U64, ns: U64) -> None:
+        """The C-bit in each whole leaf; page-state change and PVALIDATE of the spans, 4 KiB
+        each.
+        """
+        memory, label = self.memory, "GHCBs last"
         private = Op(lib.FRAME_OP_MAP, value=lib.FRAME_PRIVATE)
-        update = Op(lib.FRAME_OP_RMPUPDATE, asid=asid, gfn=shift, value=lib.FRAME_NEW_ASSIGNED)
-        validate = Op(lib.FRAME_OP_PVALIDATE, asid=asid, gfn=shift, value=1)
-        listed = Op(lib.FRAME_OP_LIST, value=lib.FRAME_LISTED_PRIVATE)
-        self._count(label, lengths, by_msr)
-        for size, (starts, ns) in enumerate(_by_size(firsts, lengths, large=not by_msr)):
-            if not len(starts):
-                continue
-            self._each(private._replace(size=size), starts, ns, label)
-            self._each(update._replace(size=size), starts, ns, label)
-            self._each(listed, starts, ns, label)
-            self._each(validate._replace(size=size, backing=size), starts, ns, label)
+        for leaf in np.unique(leaves).tolist():
+            mine = leaves == leaf
+            memory.spans(private._replace(size=leaf), bases[mine], lengths[mine], label)
+        _must(to_private(memory, firsts, ns, label, size=lib.RMP_PAGE_4K, maps=False))
 
-    def _shared(self, firsts: U64, lengths: U64, label: str) -> None:
-        asid, shift = self.memory.asid, self.memory.shift
-        rescind = Op(lib.FRAME_OP_PVALIDATE, asid=asid, gfn=shift)
-        update = Op(lib.FRAME_OP_RMPUPDATE)
-        listed = Op(lib.FRAME_OP_LIST, value=lib.FRAME_LISTED_SHARED)
-        mapped = Op(lib.FRAME_OP_MAP, value=lib.FRAME_SHARED)
-        self._count(label, lengths, False)
-        for size, (starts, ns) in enumerate(_by_size(firsts, lengths, large=True)):
-            if not len(starts):
-                continue
-            if size == 0:
-                self._smash(starts, ns, label)
-            self._each(rescind._replace(size=size, backing=size), starts, ns, label)
-            self._each(update._replace(size=size), starts, ns, label)
-            self._each(listed, starts, ns, label)
-            self._each(mapped._replace(size=size), starts, ns, label)
-
-    def _smash(self, firsts: U64, lengths: U64, label: str) -> None:
-        """The host splits 2 MiB entries of which only a part changes, on the guest's fault."""
-        regions = np.unique(
-            np.concatenate([firsts // REGION, (firsts + lengths - 1) // REGION]) * np.uint64(REGION)
-        )
-        large = self.memory.frames_large(regions)
-        if large.any():
-            self._must(self.memory.do(Op(lib.FRAME_OP_PSMASH), regions[large], label))
-
-    def _each(self, op: Op, firsts: U64, lengths: U64, label: str) -> None:
-        self._must(self.memory.spans(op, firsts, lengths, label))
-
-    def _count(self, label: str, lengths: U64, by_msr: bool) -> None:
-        n = int(lengths.sum()) if by_msr else len(lengths)
+    def _count(self, label: str, n: int) -> None:
         self.exits[label] = self.exits.get(label, 0) + n
 
-    @staticmethod
-    def _must(outcome: Outcome) -> None:
+
+def _is_shared_leaf(views: NDArray[np.void], *, leaf: int) -> NDArray[np.bool_]:
+    return np.asarray((views["mapping"] == lib.FRAME_SHARED) & (views["leaf"] == leaf))
+
+
+def _must(steps: Iterable[Step]) -> None:
+    for step in steps:
+        outcome = step()
         if not outcome:
             assert outcome.refused_at is not None
             raise OutOfRange(f"frame {outcome.refused_at:#x}: {outcome.refusal}")
@@ -190,18 +199,3 @@ class KexecPages:
 def _spans(ranges: Sequence[tuple[int, int]]) -> tuple[U64, U64]:
     array = np.asarray(list(ranges), np.uint64).reshape(-1, 2)
     return np.ascontiguousarray(array[:, 0]), np.ascontiguousarray(array[:, 1])
-
-
-def _by_size(firsts: U64, lengths: U64, *, large: bool) -> tuple[tuple[U64, U64], tuple[U64, U64]]:
-    """Cut ranges into the parts that are whole 2 MiB regions and the rest: (4 KiB, 2 MiB)."""
-    none = np.zeros(0, np.uint64)
-    if not large:
-        return (firsts, lengths), (none, none)
-    ends = firsts + lengths
-    low = np.minimum((firsts + np.uint64(REGION - 1)) // REGION * np.uint64(REGION), ends)
-    high = np.maximum(ends // REGION * np.uint64(REGION), low)
-    starts = np.concatenate([firsts, high])
-    ns = np.concatenate([low - firsts, ends - high])
-    has, whole = ns > 0, high > low
-    order = np.argsort(starts[has], kind="stable")
-    return (starts[has][order], ns[has][order]), (low[whole], (high - low)[whole])

@@ -1,39 +1,42 @@
-"""All of a guest's memory: operations in the words of the field, and the questions one asks.
+"""All of a guest's memory: operations in the words of the field.
 
-Frames are named by number (4 KiB each): one number, ``(first, n)`` for a range, or an array. The guest's
-frame numbers are the system's unless ``shift`` says how far apart they are.
+Frames are named by number (4 KiB each): one number, ``(first, n)`` for a range, an array,
+``"all"`` or, of a
+memory map, ``"ram"``. The guest's frame numbers are the system's unless ``shift`` says how far
+apart they are.
 
-A refusal by the hardware is an ``Outcome``, not an exception; bad arguments are exceptions that name
-the element, and what stands before it has happened.
+A refusal by the hardware is an ``Outcome``, not an exception; bad arguments are exceptions that
+name
+the element, and what stands before it has happened. The questions are in ``pysev.memory.asking``.
 
-Source of the rules: ``ghcbcore/frame_rule.h``, ``frame_access.h``, ``frame_view.h``.
+Source of the rules: ``ghcbcore/frame_rule.h``, ``frame_access.h``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ghcbcore import frameview, psc
+from ghcbcore import psc, rmp
 from ghcbcore._cffi import lib
-from ghcbcore.errors import OutOfRange
+from ghcbcore.errors import OutOfRange, ReservedBitsSet, SevError
 from ghcbcore.frame import Op
-from ghcbcore.ledger import Done, Ledger, Snapshot
+from ghcbcore.ledger import Done, Ledger
 from pysev.memmap import MemoryMap, parse_size
 
 from . import words
+from .asking import Questions
+from .convert import to_private, to_shared
+from .records import Event, Outcome
 
-__all__ = ["Disagreement", "Event", "Memory", "Outcome", "Page", "Run"]
+__all__ = ["Memory"]
 
 U64: TypeAlias = NDArray[np.uint64]
 Frames: TypeAlias = "int | tuple[int, int] | NDArray[Any] | str"
-Test: TypeAlias = Callable[[NDArray[np.void]], NDArray[np.bool_]]
 
-MAX_RUNS = 1 << 20
 SIZES = {"4K": lib.RMP_PAGE_4K, "2M": lib.RMP_PAGE_2M}
 MAPPINGS_OF_HOST = {"4K": 0, "2M": 1, "1G": 2}
 ACCESS_FLAGS = {
@@ -43,81 +46,7 @@ ACCESS_FLAGS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What an operation came to.
-
-    ``n_done`` frames (of an array: elements) were done and ``n_changed`` frames changed; ``refused_at`` is the
-    frame that refused, ``refusal`` why in words, both empty if none did. ``result`` is the raw answer.
-    """
-
-    event: int
-    n_done: int
-    n_changed: int
-    result: int
-    refused_at: int | None
-    refusal: str
-
-    def __bool__(self) -> bool:
-        return self.refused_at is None
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One call: its number, what was done, to which frames, what the caller said of it."""
-
-    number: int
-    operation: str
-    frames: str
-    label: str
-
-    def __str__(self) -> str:
-        text = f"event {self.number}: {self.operation} {self.frames}"
-        return f"{text} ({self.label})" if self.label else text
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """One frame, all views, and since which event each is as it is (0: from the start)."""
-
-    frame: int
-    state: str
-    asid: int
-    gfn: int
-    large: bool
-    vmsa: bool
-    validated: bool
-    mapping: str
-    leaf: str
-    believed: bool
-    listed: str
-    key: str
-    disagreements: tuple[str, ...]
-    since: dict[str, int]
-    since_is_exact: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Neighbouring frames that are alike in what was asked."""
-
-    first: int
-    n_pages: int
-    what: str
-
-
-@dataclass(frozen=True, slots=True)
-class Disagreement:
-    """Neighbouring frames in which two views disagree in one way, and the last event that touched them."""
-
-    kind: str
-    first: int
-    n_pages: int
-    what: str
-    since: int
-
-
-class Memory:
+class Memory(Questions):
     """The memory of a guest: ``size`` is bytes, text such as ``"16T"``, or a ``MemoryMap``.
 
     Parameters
@@ -169,17 +98,7 @@ class Memory:
         self.events: dict[int, Event] = {}
         self._log = log
 
-    @property
-    def n_pages(self) -> int:
-        """Frames that there are."""
-        return self.ledger.n_pages
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes that the ledger holds, not those of the guest."""
-        return self.ledger.n_bytes
-
-    # Doing -----------------------------------------------------------------------------------------
+    # Doing ---------------------------------------------------------------------------------------
 
     def do(self, op: Op, frames: Frames, label: str = "") -> Outcome:
         """Let any operation happen; the methods below fill an ``Op`` in."""
@@ -189,9 +108,11 @@ class Memory:
             done = ledger.spans(op, firsts, lengths)
             return self._outcome(op, done, _nth(firsts, lengths, done.n_done), frames, label)
         if isinstance(frames, tuple):
+            if len(frames) != 2:
+                raise OutOfRange(f"frames has {len(frames)} numbers: a range is (first, n_pages)")
             first, n_pages = frames
             done = ledger.range(op, first, n_pages)
-            return self._outcome(op, done, first + done.n_done, f"{first:#x}+{n_pages:#x}", label)
+            return self._outcome(op, done, first + done.n_done, f"{first:#x}+{n_pages}", label)
         if isinstance(frames, np.ndarray):
             numbers = _as_frames(frames)
             done = ledger.array(op, numbers)
@@ -204,9 +125,10 @@ class Memory:
     def spans(self, op: Op, firsts: U64, lengths: U64, label: str = "") -> Outcome:
         """Let an operation happen to several ranges, as one event."""
         done = self.ledger.spans(op, firsts, lengths)
-        return self._outcome(
-            op, done, _nth(firsts, lengths, done.n_done), f"{len(firsts)} ranges", label
-        )
+        text = f"{len(firsts)} ranges"
+        if len(firsts) == 1:
+            text = f"{firsts[0]:#x}+{lengths[0]}"
+        return self._outcome(op, done, _nth(firsts, lengths, done.n_done), text, label)
 
     def frames_of(self, name: str) -> tuple[U64, U64]:
         """Return the ranges that ``"all"`` or, of a memory map, ``"ram"`` stands for."""
@@ -219,6 +141,22 @@ class Memory:
         firsts = np.array([start // page for start, _ in ranges], np.uint64)
         lengths = np.array([(end - start) // page for start, end in ranges], np.uint64)
         return firsts, lengths
+
+    def spans_of(self, frames: Frames, each: int = 1) -> tuple[U64, U64]:
+        """Return frames of any form as spans; of single ones and arrays, ``each`` pages from
+        there on.
+        """
+        if isinstance(frames, str):
+            return self.frames_of(frames)
+        if isinstance(frames, tuple):
+            if len(frames) != 2:
+                raise OutOfRange(f"frames has {len(frames)} numbers: a range is (first, n_pages)")
+            return tuple(np.array([_one(n)], np.uint64) for n in frames)  # type: ignore[return-value]
+        if isinstance(frames, np.ndarray):
+            firsts = _as_frames(frames)
+        else:
+            firsts = np.array([_one(frames)], np.uint64)
+        return firsts, np.full(len(firsts), each, np.uint64)
 
     def _outcome(self, op: Op, done: Done, at: int, frames: str, label: str) -> Outcome:
         refusal = words.explain_result(done.result)
@@ -252,7 +190,9 @@ class Memory:
         vmpl: int = 0,
         label: str = "",
     ) -> Outcome:
-        """PVALIDATE; what succeeds the guest notes as well. ``backing``: the nested page, as ``size``."""
+        """PVALIDATE; what succeeds the guest notes as well. ``backing``: the nested page, as
+        ``size``.
+        """
         op = Op(
             lib.FRAME_OP_PVALIDATE,
             size=words.number_of(size, SIZES, "size"),
@@ -280,7 +220,9 @@ class Memory:
         vmpl: int = 0,
         label: str = "",
     ) -> Outcome:
-        """RMPADJUST: rights (``1 << RMP_RIGHT_*``) of VMPL ``target``, and at VMPL 0 the VMSA bit."""
+        """RMPADJUST: rights (``1 << RMP_RIGHT_*``) of VMPL ``target``, and at VMPL 0 the VMSA
+        bit.
+        """
         op = Op(
             lib.FRAME_OP_RMPADJUST,
             size=words.number_of(size, SIZES, "size"),
@@ -368,7 +310,9 @@ class Memory:
         mapping: str = "4K",
         label: str = "",
     ) -> Outcome:
-        """A read of the hypervisor, or with ``"write"``, ``"user"`` another; ``mapping``: 4K, 2M or 1G."""
+        """A read of the hypervisor, or with ``"write"``, ``"user"`` another; ``mapping``: 4K, 2M
+        or 1G.
+        """
         op = Op(
             lib.FRAME_OP_HOST_ACCESS,
             backing=words.number_of(mapping, MAPPINGS_OF_HOST, "mapping"),
@@ -392,16 +336,54 @@ class Memory:
         return self.do(Op(lib.FRAME_OP_VMEXIT), frames, label)
 
     def firmware(
-        self, command: str, frames: Frames, *, label: str = "", **operands: int
+        self,
+        command: str,
+        frames: Frames,
+        operands: Mapping[str, int] | None = None,
+        *,
+        label: str = "",
     ) -> Outcome:
-        """A page command of firmware by its name in ``pysev.tables.frames``, e.g. ``"SNP_PAGE_RECLAIM"``.
+        """A page command of firmware by its name in ``pysev.tables.frames``, e.g.
+        ``"SNP_PAGE_RECLAIM"``.
 
         ``operands`` are those of ``ghcbcore.frame.Op``.
         """
         for kind, name in words.OPERATION_NAMES.items():
             if name == command and kind >= lib.FRAME_OP_GCTX_CREATE:
-                return self.do(Op(kind, **operands), frames, label)
+                return self.do(Op(kind, **(operands or {})), frames, label)
         raise OutOfRange(f"command {command!r}: firmware has no such page command")
+
+    def move(self, source: int, destination: int, *, size: str = "4K", label: str = "") -> Outcome:
+        """SNP_PAGE_MOVE between two frames, or two pages of 2 MiB, of the guest."""
+        large = words.number_of(size, SIZES, "size")
+        done = self.ledger.move(source, destination, self.asid, large)
+        op = Op(lib.FRAME_OP_MOVE)
+        return self._outcome(op, done, source, f"{source:#x} to {destination:#x}", label)
+
+    def load(self, first: int, raw: NDArray[np.uint64], *, label: str = "") -> None:
+        """Take the RMP's view of frames from raw entries, e.g. those of a kernel's log.
+
+        Parameters
+        ----------
+        first : int
+        raw : uint64 array, shape (n, 2), C-contiguous
+            Low and high quadword of each, Zen 3/4.
+
+        Raises
+        ------
+        OutOfRange, Unaligned
+            ``entries[4], frame 0x...``, see ``ghcbcore.ledger.Ledger.load``. Those before are done.
+        ReservedBitsSet
+            ``entries[4]``: bits are set that no field has. Nothing has happened.
+        """
+        entries = rmp.decode(raw)
+        bad = np.flatnonzero(entries["status"] == lib.GHCB_E_RESERVED_BITS)
+        if len(bad):
+            raise ReservedBitsSet(f"entries[{bad[0]}]: reserved bits are set")
+        self.ledger.load(first, entries)
+        event = self.ledger.event
+        if self._log:
+            self.events[event] = Event(event, "load", f"{first:#x}+{len(raw)}", label)
 
     # Messages
 
@@ -411,41 +393,63 @@ class Memory:
         Parameters
         ----------
         entries : array of ghcbcore.psc.ENTRY_DTYPE, or uint64 as they lie in the buffer
-            In their order; ``gfn`` counts the guest's frames.
+            In their order; ``gfn`` counts the guest's frames. What is done of an entry
+            (``cur_page``) is
+            not done again.
 
         Returns
         -------
         Outcome
             ``n_done`` counts entries.
+
+        Raises
+        ------
+        OutOfRange, Unaligned
+            ``entries[3], gfn 0x...``: no such operation, or not of the guest. Those before are
+            done.
         """
         if entries.dtype == np.uint64:
             entries = psc.decode_entries(np.ascontiguousarray(entries))
-        private, shared = lib.GHCB_PSC_OP_PRIVATE, lib.GHCB_PSC_OP_SHARED
+        if entries.dtype != psc.ENTRY_DTYPE or entries.ndim != 1:
+            raise OutOfRange(
+                f"entries: dtype {entries.dtype}, shape {entries.shape}; must be ENTRY_DTYPE (n,)"
+            )
         n_changed = 0
         last = Outcome(self.ledger.event, 0, 0, 0, None, "")
         for i, entry in enumerate(entries):
             gfn, op, size = int(entry["gfn"]), int(entry["op"]), int(entry["size"])
-            frame = (gfn - self.shift) & lib.FRAME_GFN_MASK
-            name = "2M" if size else "4K"
-            if op in (private, shared):
-                last = self.rmpupdate(frame, op == private, size=name, label=label)
-                if last:
-                    n_pages = lib.FRAME_REGION if size else 1
-                    self.list_as(
-                        (frame, n_pages), "private" if op == private else "shared", label=label
-                    )
-            elif op == lib.GHCB_PSC_OP_PSMASH:
-                last = self.psmash(frame, label=label)
-            else:
-                last = self.firmware("SNP_PAGE_UNSMASH", frame, label=label)
+            n_pages, done = (lib.FRAME_REGION if size else 1), int(entry["cur_page"])
+            first = (gfn - self.shift) & lib.FRAME_GFN_MASK
+            if not lib.GHCB_PSC_OP_PRIVATE <= op <= lib.GHCB_PSC_OP_UNSMASH or done > n_pages:
+                raise OutOfRange(f"entries[{i}], gfn {gfn:#x}: op {op}, cur_page {done}")
+            if done == n_pages:
+                continue
+            try:
+                last = self._psc_one(op, first, n_pages, done, label)
+            except SevError as error:
+                raise type(error)(f"entries[{i}], gfn {gfn:#x}: {error}") from error
             n_changed += last.n_changed
             if not last:
-                return Outcome(last.event, i, n_changed, last.result, frame, last.refusal)
+                return Outcome(last.event, i, n_changed, last.result, last.refused_at, last.refusal)
         return Outcome(last.event, len(entries), n_changed, last.result, None, "")
+
+    def _psc_one(self, op: int, first: int, n_pages: int, n_before: int, label: str) -> Outcome:
+        """One entry; what is left of a 2 MiB page that was begun goes 4 KiB at a time."""
+        if op in (lib.GHCB_PSC_OP_PSMASH, lib.GHCB_PSC_OP_UNSMASH):
+            if op == lib.GHCB_PSC_OP_PSMASH:
+                return self.psmash(first, label=label)
+            return self.firmware("SNP_PAGE_UNSMASH", first, label=label)
+        is_private = op == lib.GHCB_PSC_OP_PRIVATE
+        frames = (first + n_before, n_pages - n_before)
+        size = "2M" if n_pages > 1 and not n_before else "4K"
+        last = self.rmpupdate(frames, is_private, size=size, label=label)
+        if last:
+            self.list_as(frames, "private" if is_private else "shared", label=label)
+        return last
 
     def map_gpa_range(self, gpa: int, n_pages: int, attributes: int, *, label: str = "") -> Outcome:
         """What a VMM does about KVM_HC_MAP_GPA_RANGE: its list alone. ``gpa`` in bytes."""
-        if gpa % lib.GHCB_PAGE_SIZE:
+        if gpa < 0 or gpa % lib.GHCB_PAGE_SIZE:
             raise OutOfRange(f"gpa = {gpa:#x}: must be a multiple of {lib.GHCB_PAGE_SIZE:#x}")
         first = (gpa // lib.GHCB_PAGE_SIZE - self.shift) & lib.FRAME_GFN_MASK
         listed = "private" if attributes & lib.GHCB_MAP_GPA_ENCRYPTED else "shared"
@@ -453,193 +457,46 @@ class Memory:
 
     # What Linux does as a guest, both sides
 
-    def share(self, frames: Frames, *, leaf: str = "4K", label: str = "") -> Outcome:
-        """set_memory_decrypted: rescind, page-state change, the host's list, then the page table."""
-        steps = (
-            lambda: self.pvalidate(frames, False, size=leaf, label=label),
-            lambda: self.rmpupdate(frames, False, size=leaf, label=label),
-            lambda: self.list_as(frames, "shared", label=label),
-            lambda: self.map_as(frames, "shared", leaf=leaf, label=label),
-        )
-        return _all(steps)
+    def share(self, frames: Frames, *, leaf: str | None = None, label: str = "") -> Outcome:
+        """set_memory_decrypted: rescind, page-state change, the host's list, then the page table.
 
-    def make_private(self, frames: Frames, *, leaf: str = "4K", label: str = "") -> Outcome:
-        """set_memory_encrypted: the page table, page-state change, the host's list, then validate."""
-        steps = (
-            lambda: self.map_as(frames, "private", leaf=leaf, label=label),
-            lambda: self.rmpupdate(frames, True, size=leaf, label=label),
-            lambda: self.list_as(frames, "private", label=label),
-            lambda: self.pvalidate(frames, True, size=leaf, label=label),
-        )
-        return _all(steps)
-
-    # Asking ----------------------------------------------------------------------------------------
-
-    def snapshot(self) -> Snapshot:
-        """The memory as it is now; cheap."""
-        return self.ledger.snapshot()
-
-    def page(self, frame: int) -> Page:
-        """Everything about one frame."""
-        one = self.ledger.frame(frame)
-        view = frameview.decode(
-            np.array([one.word], np.uint64),
-            np.array([one.gfn], np.uint64),
-            self.asid,
-            np.array([frame], np.uint64),
-        )[0]
-        return Page(
-            frame=frame,
-            state=words.STATE_NAMES[int(view["state"])],
-            asid=int(view["asid"]),
-            gfn=int(view["gfn"]),
-            large=bool(view["large"]),
-            vmsa=bool(view["vmsa"]),
-            validated=bool(view["validated"]),
-            mapping=words.MAPPING_NAMES[int(view["mapping"])],
-            leaf=words.LEAF_NAMES[int(view["leaf"])],
-            believed=bool(view["believed"]),
-            listed=words.LISTED_NAMES[int(view["listed"])],
-            key=words.key_name(int(view["key"])),
-            disagreements=tuple(words.disagreements_of(int(view["differ"]))),
-            since={
-                name: words.event_number(n)
-                for name, n in zip(words.VIEW_NAMES, one.since, strict=True)
-            },
-            since_is_exact=not any(words.is_earlier(n) for n in one.since),
-        )
-
-    def views(
-        self, at: Snapshot | None = None
-    ) -> tuple[Snapshot, NDArray[np.void], NDArray[np.void]]:
-        """Return a snapshot, its records and, for each of them, the views taken apart."""
-        at = at or self.snapshot()
-        records = at.records()
-        words_, gfns = np.ascontiguousarray(records["word"]), np.ascontiguousarray(records["gfn"])
-        return at, records, frameview.decode(words_, gfns, self.asid)
-
-    def counts(self, field: str = "state", at: Snapshot | None = None) -> dict[str, int]:
-        """Count bytes by a field of the views: ``state``, ``mapping``, ``listed``, ``key``, ``leaf``."""
-        names = {
-            "state": words.STATE_NAMES.__getitem__,
-            "mapping": words.MAPPING_NAMES.__getitem__,
-            "listed": words.LISTED_NAMES.__getitem__,
-            "leaf": words.LEAF_NAMES.__getitem__,
-            "key": words.key_name,
-        }
-        if field not in names:
-            raise OutOfRange(f"field {field!r}: must be one of {', '.join(names)}")
-        at, records, views = self.views(at)
-        pages = at.count(views[field].astype(np.uint32))
-        page = lib.GHCB_PAGE_SIZE
-        return {names[field](i): int(n) * page for i, n in enumerate(pages.tolist()) if n}
-
-    def runs(
-        self,
-        test: Test,
-        *,
-        frames: tuple[int, int] | None = None,
-        max_runs: int = MAX_RUNS,
-        at: Snapshot | None = None,
-    ) -> list[tuple[int, int]]:
-        """List ``(first, n_pages)`` of neighbouring frames that pass a test.
-
-        Parameters
-        ----------
-        test : function
-            From an array of ``ghcbcore.frameview.VIEW_DTYPE`` to an array of bool.
+        ``leaf``: ``"4K"``, ``"2M"``, or by default 2 MiB where a whole region changes. The host
+        splits a 2 MiB
+        entry of which a part changes. ``n_changed`` is what the step that changed most has changed.
         """
-        at, _, views = self.views(at)
-        classes = np.asarray(test(views), np.bool_).astype(np.uint32)
-        first, length = frames or (0, self.n_pages)
-        firsts, lengths, _, _ = at.runs(classes, first, length, max_runs)
-        return list(zip(firsts.tolist(), lengths.tolist(), strict=True))
+        size = None if leaf is None else words.number_of(leaf, SIZES, "leaf")
+        firsts, lengths = self.spans_of(frames, lib.FRAME_REGION if size else 1)
+        return _all(
+            to_shared(self, firsts, lengths, label, leaf=size, size=size), self.ledger.event
+        )
 
-    def frames_where(self, test: Test, *, at: Snapshot | None = None) -> tuple[U64, U64]:
-        """As ``runs``, all of them, as two arrays."""
-        at, _, views = self.views(at)
-        classes = np.asarray(test(views), np.bool_).astype(np.uint32)
-        parts = []
-        position = 0
-        while position < self.n_pages:
-            firsts, lengths, _, position = at.runs(
-                classes, position, self.n_pages - position, MAX_RUNS
-            )
-            parts.append((firsts, lengths))
-        return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+    def make_private(self, frames: Frames, *, leaf: str | None = None, label: str = "") -> Outcome:
+        """set_memory_encrypted: the page table, page-state change, the host's list, then validate.
 
-    def frames_large(self, frames: U64, *, at: Snapshot | None = None) -> NDArray[np.bool_]:
-        """Say for each frame of an array whether its RMP entry is one of 2 MiB."""
-        at, _, views = self.views(at)
-        large: NDArray[np.bool_] = views["large"][at.ids(frames)].astype(np.bool_)
-        return large
-
-    def disagreements(
-        self,
-        kinds: Iterable[str] | None = None,
-        *,
-        max_runs: int = MAX_RUNS,
-        at: Snapshot | None = None,
-    ) -> list[Disagreement]:
-        """List where views disagree, by way and address.
-
-        Parameters
-        ----------
-        kinds : names of ``pysev.tables.frames.DISAGREEMENTS``, optional
-            Default: all but those of the content, which every conversion leaves behind.
-        max_runs : int
-            At most this many of each kind.
+        See ``share``. Of a fresh guest's memory: firmware and kernel accept it.
         """
-        at, records, views = self.views(at)
-        found: list[Disagreement] = []
-        for name in words.DEFAULT_DISAGREEMENTS if kinds is None else kinds:
-            bit = words.number_of(name, words.DISAGREEMENT_NUMBERS, "disagreement")
-            has = (views["differ"] & np.uint32(1 << bit)).astype(np.bool_)
-            has[records["n_pages"] == np.uint64(lib.GHCB_STORE_FREED)] = False
-            if not has.any():
-                continue
-            # neighbours with another history are runs of their own
-            last = records["since"].max(axis=1).astype(np.uint32)
-            events, classes = np.unique(last, return_inverse=True)
-            classes = np.where(has, classes.reshape(-1) + 1, 0).astype(np.uint32)
-            firsts, lengths, which, _ = at.runs(classes, 0, None, max_runs)
-            what = words.DISAGREEMENT_TEXTS[name]
-            found += [
-                Disagreement(name, first, n, what, words.event_number(int(events[c - 1])))
-                for first, n, c in zip(
-                    firsts.tolist(), lengths.tolist(), which.tolist(), strict=True
-                )
-            ]
-        return found
-
-    def changes(self, before: Snapshot, *, max_runs: int = MAX_RUNS) -> Iterator[Run]:
-        """List what has changed since a snapshot; ``what`` names the views."""
-        firsts, lengths, sets, _ = before.differences(self.snapshot(), max_runs=max_runs)
-        for first, n, views in zip(firsts.tolist(), lengths.tolist(), sets.tolist(), strict=True):
-            yield Run(first, n, ", ".join(words.views_of(views)))
-
-    def pages_assigned_to(self, asid: int) -> int:
-        """Frames that the RMP gives to an ASID: while there are any, it cannot be activated anew."""
-        at, _, views = self.views()
-        mine = (views["assigned"].astype(np.bool_) & (views["asid"] == asid)).astype(np.uint32)
-        counted = at.count(mine)
-        return int(counted[1]) if len(counted) > 1 else 0
+        size = None if leaf is None else words.number_of(leaf, SIZES, "leaf")
+        firsts, lengths = self.spans_of(frames, lib.FRAME_REGION if size else 1)
+        return _all(
+            to_private(self, firsts, lengths, label, leaf=size, size=size), self.ledger.event
+        )
 
 
 def _access(what: Iterable[str]) -> int:
     return sum(words.number_of(one, ACCESS_FLAGS, "access") for one in set(what))
 
 
-def _all(steps: Iterable[Callable[[], Outcome]]) -> Outcome:
-    """Take steps until one is refused; return the last, with what all of them changed."""
+def _all(steps: Iterable[Callable[[], Outcome]], event: int) -> Outcome:
+    """Take steps until one is refused; return the last, with what the one that changed most
+    changed.
+    """
     n_changed = 0
-    last = None
+    last = Outcome(event, 0, 0, 0, None, "")
     for step in steps:
         last = step()
         n_changed = max(n_changed, last.n_changed)
         if not last:
             break
-    assert last is not None
     return Outcome(last.event, last.n_done, n_changed, last.result, last.refused_at, last.refusal)
 
 

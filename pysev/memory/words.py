@@ -8,27 +8,44 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ghcbcore._cffi import lib
 from ghcbcore.errors import OutOfRange
 from ghcbcore.frame import result as take_apart
 from pysev.decode.fault import explain_npf, explain_pf
 from pysev.tables.firmware import FIRMWARE_STATUS
-from pysev.tables.frames import CODES, DISAGREEMENTS, LEAVES, LISTED, MAPPINGS, OPERATIONS, VIEWS
-from pysev.tables.rmp import STATES
+from pysev.tables.frames import (
+    CODES,
+    DISAGREEMENTS,
+    LEAVES,
+    LISTED,
+    MAPPINGS,
+    OPERATIONS,
+    VIEWS,
+    WHO_DISAGREES,
+)
+from pysev.tables.rmp import RIGHTS, STATES
 from pysev.tables.schema import Code
 
 __all__ = [
     "DEFAULT_DISAGREEMENTS",
     "DISAGREEMENT_NUMBERS",
     "DISAGREEMENT_TEXTS",
+    "FIRMWARE_NAMES",
     "LEAF_NAMES",
     "LEAF_NUMBERS",
     "LISTED_NAMES",
     "LISTED_NUMBERS",
     "MAPPING_NAMES",
     "MAPPING_NUMBERS",
+    "MAX_ASID",
+    "MAX_WORD",
     "OPERATION_NAMES",
     "STATE_NAMES",
+    "STATE_TEXTS",
+    "VIEWS_OF_DISAGREEMENT",
     "VIEW_NAMES",
     "disagreements_of",
     "event_number",
@@ -36,7 +53,10 @@ __all__ = [
     "is_earlier",
     "key_name",
     "number_of",
+    "rights_of",
+    "rights_text",
     "views_of",
+    "youngest",
 ]
 
 
@@ -49,6 +69,7 @@ def _numbers(rows: Sequence[Code]) -> Mapping[str, int]:
 
 
 STATE_NAMES = _names(STATES)
+STATE_TEXTS = MappingProxyType({row.name: row.what for row in STATES})
 VIEW_NAMES = tuple(row.name for row in VIEWS)
 MAPPING_NAMES = _names(MAPPINGS)
 MAPPING_NUMBERS = _numbers(MAPPINGS)
@@ -57,8 +78,16 @@ LEAF_NUMBERS = _numbers(LEAVES)
 LISTED_NAMES = _names(LISTED)
 LISTED_NUMBERS = _numbers(LISTED)
 OPERATION_NAMES = _names(OPERATIONS)
+FIRMWARE_NAMES = tuple(
+    row.name
+    for row in OPERATIONS
+    if lib.FRAME_OP_GCTX_CREATE <= row.code < lib.FRAME_OP_LEAF and " " not in row.name
+)
+MAX_ASID = int(lib.FRAME_KEY_SME)
+MAX_WORD = int(np.iinfo(np.uint64).max)
 DISAGREEMENT_NUMBERS = _numbers(DISAGREEMENTS)
 DISAGREEMENT_TEXTS = MappingProxyType({row.name: row.what for row in DISAGREEMENTS})
+VIEWS_OF_DISAGREEMENT = MappingProxyType(dict(WHO_DISAGREES))
 DEFAULT_DISAGREEMENTS = tuple(
     row.name
     for row in DISAGREEMENTS
@@ -86,6 +115,14 @@ def is_earlier(since: int) -> bool:
     return since > lib.GHCB_SINCE_EVENT
 
 
+def youngest(since: NDArray[np.uint32]) -> tuple[NDArray[np.uint32], NDArray[np.bool_]]:
+    """Return the last event of several histories of shape (n, views), and whether that is exact."""
+    events = since & np.uint32(lib.GHCB_SINCE_EVENT)
+    last: NDArray[np.uint32] = events.max(axis=1)
+    is_cut = (since > np.uint32(lib.GHCB_SINCE_EVENT)) & (events == last[:, np.newaxis])
+    return last, ~is_cut.any(axis=1)
+
+
 def number_of(name: str, numbers: Mapping[str, int], what: str) -> int:
     """Return the number of a name, or raise ``OutOfRange`` with those that there are."""
     if name not in numbers:
@@ -100,6 +137,18 @@ def key_name(slot: int) -> str:
     if slot == lib.FRAME_KEY_PLAIN:
         return "plain"
     return "SME" if slot == lib.FRAME_KEY_SME else f"ASID {slot}"
+
+
+def rights_text(rights: int) -> str:
+    """Return rights as letters, ``-`` for those that are missing, e.g. ``rw---``."""
+    return "".join(row.what if rights >> row.code & 1 else "-" for row in RIGHTS)
+
+
+def rights_of(letters: str) -> int:
+    """Return the rights of letters, in any order; the reverse of ``rights_text``."""
+    numbers = {row.what: row.code for row in RIGHTS}
+    found = {number_of(letter, numbers, "right") for letter in letters if letter != "-"}
+    return sum(1 << bit for bit in found)
 
 
 def explain_result(result: int) -> str:

@@ -8,7 +8,16 @@ from __future__ import annotations
 
 from pysev.tables.schema import Code, lib
 
-__all__ = ["CODES", "DISAGREEMENTS", "LEAVES", "LISTED", "MAPPINGS", "OPERATIONS", "VIEWS"]
+__all__ = [
+    "CODES",
+    "DISAGREEMENTS",
+    "LEAVES",
+    "LISTED",
+    "MAPPINGS",
+    "OPERATIONS",
+    "VIEWS",
+    "WHO_DISAGREES",
+]
 
 VIEWS = (
     Code("rmp", lib.FRAME_VIEW_RMP, "the RMP entry"),
@@ -136,3 +145,24 @@ DISAGREEMENTS = (
         "mapped shared, but written under a key: everybody reads ciphertext",
     ),
 )
+
+WHO_DISAGREES = (
+    (lib.FRAME_DIFFER_PRIVATE_NOT_OWNED, (lib.FRAME_VIEW_PAGE_TABLE, lib.FRAME_VIEW_RMP)),
+    (lib.FRAME_DIFFER_PRIVATE_NOT_VALIDATED, (lib.FRAME_VIEW_PAGE_TABLE, lib.FRAME_VIEW_RMP)),
+    (lib.FRAME_DIFFER_SHARED_ASSIGNED, (lib.FRAME_VIEW_PAGE_TABLE, lib.FRAME_VIEW_RMP)),
+    (lib.FRAME_DIFFER_BELIEVED, (lib.FRAME_VIEW_VALIDATED, lib.FRAME_VIEW_RMP)),
+    (lib.FRAME_DIFFER_NOT_BELIEVED, (lib.FRAME_VIEW_VALIDATED, lib.FRAME_VIEW_RMP)),
+    (lib.FRAME_DIFFER_LISTED_SHARED_ASSIGNED, (lib.FRAME_VIEW_LISTED, lib.FRAME_VIEW_RMP)),
+    (lib.FRAME_DIFFER_LISTED_PRIVATE_NOT_OWNED, (lib.FRAME_VIEW_LISTED, lib.FRAME_VIEW_RMP)),
+    (
+        lib.FRAME_DIFFER_LISTED_SHARED_MAPPED_PRIVATE,
+        (lib.FRAME_VIEW_LISTED, lib.FRAME_VIEW_PAGE_TABLE),
+    ),
+    (
+        lib.FRAME_DIFFER_LISTED_PRIVATE_MAPPED_SHARED,
+        (lib.FRAME_VIEW_LISTED, lib.FRAME_VIEW_PAGE_TABLE),
+    ),
+    (lib.FRAME_DIFFER_CONTENT_PRIVATE, (lib.FRAME_VIEW_CONTENT, lib.FRAME_VIEW_PAGE_TABLE)),
+    (lib.FRAME_DIFFER_CONTENT_SHARED, (lib.FRAME_VIEW_CONTENT, lib.FRAME_VIEW_PAGE_TABLE)),
+)
+"""The two views of each way: it is as old as the younger of them."""
