@@ -1,4 +1,4 @@
-"""The command line: ``pysev decode | trace | doctor | cache | scenarios | run | check``.
+"""The command line: ``pysev decode | trace | doctor | cache | scenarios | run | check | pages``.
 
 Exit status: 0 good, 1 a finding (a violation, malformed input that was decoded as such), 2 usage,
 bad input or output that cannot be written, 130 interrupted; what is wrong is said in one line on
@@ -113,7 +113,27 @@ def _parser() -> _Parser:
         metavar="FILE.py:FUNCTION",
         help="one more property: a function over an array of states",
     )
-    for one in (decode, trace, doctor, cache, scenarios, run, check):
+    pages = commands.add_parser("pages", help="who thinks what about each page: run a script")
+    pages.add_argument("file", nargs="?", metavar="FILE", help="a script; - for stdin")
+    what = pages.add_mutually_exclusive_group()
+    what.add_argument("--example", metavar="NAME", help="a script that comes with pysev")
+    what.add_argument("--examples", action="store_true", help="list these")
+    what.add_argument("--language", action="store_true", help="what a script may say")
+    what.add_argument(
+        "--kexec", nargs="?", const="", metavar="SIZE", help="the pages of a whole kexec, e.g. 16T"
+    )
+    what.add_argument(
+        "--back-and-forth", nargs="?", const="", metavar="SIZE", help="all memory shared and back"
+    )
+    size = pages.add_mutually_exclusive_group()
+    size.add_argument("--memory", metavar="SIZE", help="the guest, instead of the script's")
+    size.add_argument("--memmap", metavar="FILE", help="the same, as e820 lines of a dmesg")
+    pages.add_argument("--asid", type=_integer, metavar="N", help="the guest's")
+    pages.add_argument("--cpus", type=_integer, default=64, metavar="N", help="of --kexec")
+    pages.add_argument("--seed", type=_integer, default=0, metavar="N", help="of --kexec")
+    pages.add_argument("--bug", choices=("K1", "K2"), action="append", help="of --kexec")
+    pages.add_argument("--plot", metavar="OUT", help="a picture, FILE.png or FILE.svg")
+    for one in (decode, trace, doctor, cache, scenarios, run, check, pages):
         one.add_argument("--json", action="store_true", help="machine-readable")
     return top
 
@@ -370,6 +390,49 @@ def _check(arguments: argparse.Namespace) -> int:
     return GOOD if results[0]["verdict"] == "holds" else FINDING
 
 
+def _pages(arguments: argparse.Namespace) -> int:
+    from .memmap import MemoryMap
+    from .memory.command import examples_text, language_text, main_pages
+    from .memory.scale import main_scale
+    from .trace.export import refuse_same_place
+
+    a = arguments
+    if a.examples or a.language:
+        sys.stdout.write(examples_text() if a.examples else language_text())
+        return GOOD
+    whole = a.back_and_forth if a.kexec is None else a.kexec
+    if whole is not None and (whole == "") != (a.memmap is not None):
+        raise _UsageError("pages: give --kexec and --back-and-forth a SIZE, or a --memmap FILE")
+    if a.file is not None and (whole is not None or a.example is not None):
+        raise _UsageError("pages: a FILE goes without --example, --kexec, --back-and-forth")
+    size = a.memory if a.memmap is None else MemoryMap.from_file(a.memmap)
+    if whole is not None:
+        if a.plot is not None or a.memory is not None:
+            raise _UsageError("pages: --kexec and --back-and-forth go without --plot, --memory")
+        bugs = "".join(a.bug or ())
+        asid = 1 if a.asid is None else a.asid
+        return main_scale(
+            whole if size is None else size,
+            kexec=a.kexec is not None,
+            n_cpus=a.cpus,
+            seed=a.seed,
+            asid=asid,
+            bugs=bugs,
+            json=a.json,
+        )
+    if a.plot is not None:
+        refuse_same_place("pages", [a.plot], a.file if a.file != "-" else None)
+    return main_pages(
+        a.file,
+        stdin=_stdin() if a.file == "-" else None,
+        example=a.example,
+        size=size,
+        asid=a.asid,
+        json=a.json,
+        plot=a.plot,
+    )
+
+
 def _property(text: str) -> Any:
     """Load ``FILE.py:FUNCTION`` as an ``always`` property; its docstring says what it means."""
     import runpy
@@ -403,4 +466,5 @@ _COMMANDS = {
     "scenarios": _scenarios,
     "run": _run,
     "check": _check,
+    "pages": _pages,
 }
