@@ -120,11 +120,12 @@ class KexecPages:
         if self.leaf_base:
             bases, which = np.unique(last, return_index=True)
             self._last(bases, last_lengths[which], last_leaves[which], bases, last_lengths[which])
+            self._count("GHCBs last", int(last_lengths.sum()))  # each CPU's, in one leaf or not
         else:
             end = np.uint64(self.memory.n_pages)
             lengths = np.minimum(last_lengths, end - self.ghcb_frames)
             self._last(last, last_lengths, last_leaves, self.ghcb_frames, lengths)
-        self._count("GHCBs last", int(last_lengths.sum()))
+            self._count("GHCBs last", int(lengths.sum()))
 
     def boot_again(self) -> None:
         """The second kernel: maps all RAM private in large leaves, takes it for validated."""

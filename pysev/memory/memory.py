@@ -102,33 +102,56 @@ class Memory(Questions):
 
     def do(self, op: Op, frames: Frames, label: str = "") -> Outcome:
         """Let any operation happen; the methods below fill an ``Op`` in."""
-        ledger = self.ledger
         if isinstance(frames, str):
-            firsts, lengths = self.frames_of(frames)
-            done = ledger.spans(op, firsts, lengths)
-            return self._outcome(op, done, _nth(firsts, lengths, done.n_done), frames, label)
+            return self._run(op, self.frames_of(frames), frames, label)
         if isinstance(frames, tuple):
             if len(frames) != 2:
                 raise OutOfRange(f"frames has {len(frames)} numbers: a range is (first, n_pages)")
-            first, n_pages = frames
-            done = ledger.range(op, first, n_pages)
-            return self._outcome(op, done, first + done.n_done, f"{first:#x}+{n_pages}", label)
+            done = self.ledger.range(op, *frames)
+            text = f"{frames[0]:#x}+{frames[1]}"
+            return self._outcome(op, done, frames[0] + done.n_done, text, label)
         if isinstance(frames, np.ndarray):
             numbers = _as_frames(frames)
-            done = ledger.array(op, numbers)
-            at = int(numbers[done.n_done]) if done.n_done < len(numbers) else 0
-            return self._outcome(op, done, at, f"{len(numbers)} frames", label)
+            return self._run(op, numbers, f"{len(numbers)} frames", label)
         # one frame, and of a 2 MiB operand the first of it
-        done = ledger.array(op, np.array([_one(frames)], np.uint64))
-        return self._outcome(op, done, int(frames), f"{frames:#x}", label)
+        return self._run(op, np.array([_one(frames)], np.uint64), f"{frames:#x}", label)
 
     def spans(self, op: Op, firsts: U64, lengths: U64, label: str = "") -> Outcome:
         """Let an operation happen to several ranges, as one event."""
-        done = self.ledger.spans(op, firsts, lengths)
         text = f"{len(firsts)} ranges"
-        if len(firsts) == 1:
+        if len(firsts) == len(lengths) == 1:
             text = f"{firsts[0]:#x}+{lengths[0]}"
-        return self._outcome(op, done, _nth(firsts, lengths, done.n_done), text, label)
+        return self._run(op, (firsts, lengths), text, label)
+
+    def _run(self, op: Op, where: U64 | tuple[U64, U64], text: str, label: str) -> Outcome:
+        """Let an operation happen to frames of an array, or to spans."""
+        try:
+            if isinstance(where, tuple):
+                done = self.ledger.spans(op, *where)
+                at = _nth(*where, done.n_done)
+            else:
+                done = self.ledger.array(op, where)
+                at = int(where[done.n_done]) if done.n_done < len(where) else 0
+        except (SevError, MemoryError):
+            if self._log and (event := self.ledger.event):  # a part of it may have happened
+                name = words.OPERATION_NAMES.get(op.kind, f"operation {op.kind}")
+                self.events.setdefault(event, Event(event, name, text, label))
+            raise
+        return self._outcome(op, done, at, text, label)
+
+    def _within(self, frames: Frames, each: int) -> tuple[U64, U64]:
+        """As ``spans_of``; refuse what is not of the guest before anything happens."""
+        firsts, lengths = self.spans_of(frames, each)
+        end = np.uint64(self.n_pages)
+        bad = np.flatnonzero((firsts >= end) | (lengths > end - np.minimum(firsts, end)))
+        if len(bad):
+            first, n = int(firsts[bad[0]]), int(lengths[bad[0]])
+            where = f"frames[{bad[0]}], " if isinstance(frames, np.ndarray) else ""
+            raise OutOfRange(
+                f"{where}frames {first:#x} to {first + n - 1:#x}: "
+                f"the guest ends with frame {self.n_pages - 1:#x}"
+            )
+        return firsts, lengths
 
     def frames_of(self, name: str) -> tuple[U64, U64]:
         """Return the ranges that ``"all"`` or, of a memory map, ``"ram"`` stands for."""
@@ -461,11 +484,18 @@ class Memory(Questions):
         """set_memory_decrypted: rescind, page-state change, the host's list, then the page table.
 
         ``leaf``: ``"4K"``, ``"2M"``, or by default 2 MiB where a whole region changes. The host
-        splits a 2 MiB
-        entry of which a part changes. ``n_changed`` is what the step that changed most has changed.
+        splits a 2 MiB entry of which a part changes. ``n_changed`` is what the step that changed
+        most has changed.
+
+        Raises
+        ------
+        OutOfRange
+            Frames are not of the guest. Nothing has happened.
+        Unaligned
+            Of ``"2M"``, no multiples of 512.
         """
         size = None if leaf is None else words.number_of(leaf, SIZES, "leaf")
-        firsts, lengths = self.spans_of(frames, lib.FRAME_REGION if size else 1)
+        firsts, lengths = self._within(frames, lib.FRAME_REGION if size else 1)
         return _all(
             to_shared(self, firsts, lengths, label, leaf=size, size=size), self.ledger.event
         )
@@ -476,7 +506,7 @@ class Memory(Questions):
         See ``share``. Of a fresh guest's memory: firmware and kernel accept it.
         """
         size = None if leaf is None else words.number_of(leaf, SIZES, "leaf")
-        firsts, lengths = self.spans_of(frames, lib.FRAME_REGION if size else 1)
+        firsts, lengths = self._within(frames, lib.FRAME_REGION if size else 1)
         return _all(
             to_private(self, firsts, lengths, label, leaf=size, size=size), self.ledger.event
         )
