@@ -31,6 +31,7 @@ U32: TypeAlias = NDArray[np.uint32]
 Test: TypeAlias = Callable[[NDArray[np.void]], NDArray[np.bool_]]
 
 MAX_RUNS = 1 << 20
+MAX_TRIES = 20
 
 
 class Questions:
@@ -267,11 +268,12 @@ class Questions:
 
 
 def _retry(ask: Callable[[U32], Any], classes: U32) -> Any:
-    while True:
+    for _ in range(MAX_TRIES):
         try:
             return ask(classes)
         except StateConflict:
             classes = np.concatenate([classes, np.zeros(len(classes) + 1024, np.uint32)])
+    return ask(classes)
 
 
 def _disagree(

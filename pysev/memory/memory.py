@@ -39,6 +39,10 @@ Frames: TypeAlias = "int | tuple[int, int] | NDArray[Any] | str"
 
 SIZES = {"4K": lib.RMP_PAGE_4K, "2M": lib.RMP_PAGE_2M}
 MAPPINGS_OF_HOST = {"4K": 0, "2M": 1, "1G": 2}
+INITIAL_STATES = {
+    words.STATE_NAMES[state]: state
+    for state in range(lib.RMP_STATE_DEFAULT, lib.RMP_STATE_FIRMWARE + 1)
+}
 ACCESS_FLAGS = {
     "write": lib.FRAME_ACCESS_WRITE,
     "fetch": lib.FRAME_ACCESS_FETCH,
@@ -372,9 +376,18 @@ class Memory(Questions):
         ``operands`` are those of ``ghcbcore.frame.Op``.
         """
         for kind, name in words.OPERATION_NAMES.items():
-            if name == command and kind >= lib.FRAME_OP_GCTX_CREATE:
+            is_command = lib.FRAME_OP_GCTX_CREATE <= kind < lib.FRAME_OP_LEAF
+            if is_command and command in (name, name.replace(", ", "/")):
                 return self.do(Op(kind, **(operands or {})), frames, label)
         raise OutOfRange(f"command {command!r}: firmware has no such page command")
+
+    def init(self, frames: Frames, state: str = "hypervisor", *, label: str = "") -> Outcome:
+        """SNP_INIT_EX builds these entries anew: ``"hypervisor"``, ``"hv_fixed"``, ``"firmware"``.
+
+        ``"default"``: the table does not reach them.
+        """
+        value = words.number_of(state, INITIAL_STATES, "state")
+        return self.do(Op(lib.FRAME_OP_INIT, value=value), frames, label)
 
     def move(self, source: int, destination: int, *, size: str = "4K", label: str = "") -> Outcome:
         """SNP_PAGE_MOVE between two frames, or two pages of 2 MiB, of the guest."""

@@ -22,6 +22,7 @@ from pysev.memmap import format_size
 from pysev.tables.firmware import FIRMWARE_STATUS
 
 from . import words
+from .memory import INITIAL_STATES
 from .records import Outcome
 from .script import Arguments
 
@@ -190,6 +191,13 @@ def _firmware(session: Session, a: Arguments) -> Result:
     return session.memory.firmware(command, frames, operands)
 
 
+def _init(session: Session, a: Arguments) -> Result:
+    frames = a.frames()
+    state = a.flag(*INITIAL_STATES) or "hypervisor"
+    a.end()
+    return session.memory.init(frames, state)
+
+
 def _psc(session: Session, a: Arguments) -> Result:
     entries = a.raw()
     if not entries:
@@ -342,6 +350,11 @@ _ROWS = {
         "firmware COMMAND FRAMES [to FRAME] [4K|2M] [asid=N] [gfn=0x...] [value=N] [rights=0x...]",
         "a page command of firmware, e.g. SNP_PAGE_RECLAIM",
         _firmware,
+    ),
+    "init": Verb(
+        "init FRAMES [hypervisor|hv_fixed|firmware|default]",
+        "SNP_INIT_EX builds the table anew",
+        _init,
     ),
     "psc": Verb(
         "psc ENTRY...", "page-state changes as raw entries of a GHCB's buffer, what KVM does", _psc

@@ -79,9 +79,9 @@ LISTED_NAMES = _names(LISTED)
 LISTED_NUMBERS = _numbers(LISTED)
 OPERATION_NAMES = _names(OPERATIONS)
 FIRMWARE_NAMES = tuple(
-    row.name
+    row.name.replace(", ", "/")  # one word
     for row in OPERATIONS
-    if lib.FRAME_OP_GCTX_CREATE <= row.code < lib.FRAME_OP_LEAF and " " not in row.name
+    if lib.FRAME_OP_GCTX_CREATE <= row.code < lib.FRAME_OP_LEAF
 )
 MAX_ASID = int(lib.FRAME_KEY_SME)
 MAX_WORD = int(np.iinfo(np.uint64).max)

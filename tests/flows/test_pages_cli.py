@@ -85,6 +85,8 @@ def test_every_expect_of_an_example_can_fail(name):
             other = "expect " + " ".join(line.words[1:-1]) + f" {line.words[-1]}x"
         elif kind == "disagree":
             other = f"expect disagree {line.words[2]} 0x3f00+1"
+        elif kind == "changes":
+            other = f"expect changes {line.words[2]} 0x3"
         elif kind == "counts":
             other = "expect counts state guest_valid=4K"
         else:

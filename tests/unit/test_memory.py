@@ -130,6 +130,17 @@ def test_instructions_of_host_and_guest_have_their_results(memory):
     assert memory.move(0x10, 0x11) and memory.page(0x10).state == "guest_invalid"
 
 
+def test_a_new_table_forgets_who_owned_a_page(accepted):
+    assert accepted.init((0x200, REGION)) and accepted.page(0x200).state == "hypervisor"
+    assert accepted.host_access(0x200, "write") and accepted.page(0x200).mapping == "private"
+    for state in ("hv_fixed", "firmware", "default"):
+        assert accepted.init(0x201, state) and accepted.page(0x201).state == state
+    names = ("SNP_INIT_EX, IOMMU", "SNP_SHUTDOWN_EX/IOMMU")
+    states = ("firmware_iommu", "reclaim")
+    for name, state in zip(names, states, strict=True):
+        assert accepted.firmware(name, 0x202) and accepted.page(0x202).state == state
+
+
 def test_accesses_meet_what_the_entry_says(accepted):
     accepted.share(0x700)
     assert accepted.guest_access(0x701, "write", store=True)

@@ -195,6 +195,8 @@ def test_arrays_of_any_integers_are_taken_read_only_or_not(memory):
         ("host_access", (0,), {"mapping": "512G"}, "mapping '512G'"),
         ("firmware", ("SNP_LAUNCH_FINISH", 0), {}, "firmware has no such page command"),
         ("firmware", ("SNP_PAGE_MOVE", 0), {}, "see Ledger.move"),
+        ("firmware", ("SNP_INIT_EX", 0), {}, "firmware has no such page command"),
+        ("init", (0, "guest_valid"), {}, "state 'guest_valid': must be one of default"),
         ("counts", ("colour",), {}, "field 'colour': must be one of state"),
         ("counts", (), {"frames": (0, END + 1)}, "n_pages = 0x4001"),
         ("disagreements", (["odd"],), {}, "disagreement 'odd': must be one of"),
