@@ -15,12 +15,12 @@ Source of the rules: ``ghcbcore/frame_rule.h``, ``frame_access.h``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ghcbcore import psc, rmp
+from ghcbcore import rmp
 from ghcbcore._cffi import lib
 from ghcbcore.errors import OutOfRange, ReservedBitsSet, SevError
 from ghcbcore.frame import Op
@@ -30,12 +30,13 @@ from pysev.memmap import MemoryMap, parse_size
 from . import words
 from .asking import Questions
 from .convert import to_private, to_shared
+from .frames import Frames, Spans, as_frames, frames_of, nth, one_frame, spans_of, within
+from .messages import apply_map_gpa_range, apply_psc
 from .records import Event, Outcome
 
 __all__ = ["Memory"]
 
 U64: TypeAlias = NDArray[np.uint64]
-Frames: TypeAlias = "int | tuple[int, int] | NDArray[Any] | str"
 
 SIZES = {"4K": lib.RMP_PAGE_4K, "2M": lib.RMP_PAGE_2M}
 MAPPINGS_OF_HOST = {"4K": 0, "2M": 1, "1G": 2}
@@ -115,10 +116,10 @@ class Memory(Questions):
             text = f"{frames[0]:#x}+{frames[1]}"
             return self._outcome(op, done, frames[0] + done.n_done, text, label)
         if isinstance(frames, np.ndarray):
-            numbers = _as_frames(frames)
+            numbers = as_frames(frames)
             return self._run(op, numbers, f"{len(numbers)} frames", label)
         # one frame, and of a 2 MiB operand the first of it
-        return self._run(op, np.array([_one(frames)], np.uint64), f"{frames:#x}", label)
+        return self._run(op, np.array([one_frame(frames)], np.uint64), f"{frames:#x}", label)
 
     def spans(self, op: Op, firsts: U64, lengths: U64, label: str = "") -> Outcome:
         """Let an operation happen to several ranges, as one event."""
@@ -132,7 +133,7 @@ class Memory(Questions):
         try:
             if isinstance(where, tuple):
                 done = self.ledger.spans(op, *where)
-                at = _nth(*where, done.n_done)
+                at = nth(*where, done.n_done)
             else:
                 done = self.ledger.array(op, where)
                 at = int(where[done.n_done]) if done.n_done < len(where) else 0
@@ -143,47 +144,16 @@ class Memory(Questions):
             raise
         return self._outcome(op, done, at, text, label)
 
-    def _within(self, frames: Frames, each: int) -> tuple[U64, U64]:
-        """As ``spans_of``; refuse what is not of the guest before anything happens."""
-        firsts, lengths = self.spans_of(frames, each)
-        end = np.uint64(self.n_pages)
-        bad = np.flatnonzero((firsts >= end) | (lengths > end - np.minimum(firsts, end)))
-        if len(bad):
-            first, n = int(firsts[bad[0]]), int(lengths[bad[0]])
-            where = f"frames[{bad[0]}], " if isinstance(frames, np.ndarray) else ""
-            raise OutOfRange(
-                f"{where}frames {first:#x} to {first + n - 1:#x}: "
-                f"the guest ends with frame {self.n_pages - 1:#x}"
-            )
-        return firsts, lengths
-
-    def frames_of(self, name: str) -> tuple[U64, U64]:
+    def frames_of(self, name: str) -> Spans:
         """Return the ranges that ``"all"`` or, of a memory map, ``"ram"`` stands for."""
-        if name == "all":
-            return np.zeros(1, np.uint64), np.array([self.n_pages], np.uint64)
-        if name != "ram" or self.map is None:
-            raise OutOfRange(f"frames {name!r}: must be 'all' or, of a memory map, 'ram'")
-        page = lib.GHCB_PAGE_SIZE
-        ranges = self.map.ram_ranges()
-        firsts = np.array([start // page for start, _ in ranges], np.uint64)
-        lengths = np.array([(end - start) // page for start, end in ranges], np.uint64)
-        return firsts, lengths
+        return frames_of(name, self.n_pages, self.map)
 
-    def spans_of(self, frames: Frames, each: int = 1) -> tuple[U64, U64]:
-        """Return frames of any form as spans; of single ones and arrays, ``each`` pages from
-        there on.
-        """
-        if isinstance(frames, str):
-            return self.frames_of(frames)
-        if isinstance(frames, tuple):
-            if len(frames) != 2:
-                raise OutOfRange(f"frames has {len(frames)} numbers: a range is (first, n_pages)")
-            return tuple(np.array([_one(n)], np.uint64) for n in frames)  # type: ignore[return-value]
-        if isinstance(frames, np.ndarray):
-            firsts = _as_frames(frames)
-        else:
-            firsts = np.array([_one(frames)], np.uint64)
-        return firsts, np.full(len(firsts), each, np.uint64)
+    def _within(self, frames: Frames, leaf: str | None) -> tuple[int | None, U64, U64]:
+        """What a conversion is to change: size of pages, first frames, lengths."""
+        size = None if leaf is None else words.number_of(leaf, SIZES, "leaf")
+        each = lib.FRAME_REGION if size else 1
+        spans = self.frames_of(frames) if isinstance(frames, str) else spans_of(frames, each)
+        return size, *within(spans, self.n_pages)
 
     def _outcome(self, op: Op, done: Done, at: int, frames: str, label: str) -> Outcome:
         refusal = words.explain_result(done.result)
@@ -430,8 +400,7 @@ class Memory(Questions):
         ----------
         entries : array of ghcbcore.psc.ENTRY_DTYPE, or uint64 as they lie in the buffer
             In their order; ``gfn`` counts the guest's frames. What is done of an entry
-            (``cur_page``) is
-            not done again.
+            (``cur_page``) is not done again.
 
         Returns
         -------
@@ -441,55 +410,14 @@ class Memory(Questions):
         Raises
         ------
         OutOfRange, Unaligned
-            ``entries[3], gfn 0x...``: no such operation, or not of the guest. Those before are
+            ``entries[3], gfn 0x...``: no such operation, not of the guest. Those before are
             done.
         """
-        if entries.dtype == np.uint64:
-            entries = psc.decode_entries(np.ascontiguousarray(entries))
-        if entries.dtype != psc.ENTRY_DTYPE or entries.ndim != 1:
-            raise OutOfRange(
-                f"entries: dtype {entries.dtype}, shape {entries.shape}; must be ENTRY_DTYPE (n,)"
-            )
-        n_changed = 0
-        last = Outcome(self.ledger.event, 0, 0, 0, None, "")
-        for i, entry in enumerate(entries):
-            gfn, op, size = int(entry["gfn"]), int(entry["op"]), int(entry["size"])
-            n_pages, done = (lib.FRAME_REGION if size else 1), int(entry["cur_page"])
-            first = (gfn - self.shift) & lib.FRAME_GFN_MASK
-            if not lib.GHCB_PSC_OP_PRIVATE <= op <= lib.GHCB_PSC_OP_UNSMASH or done > n_pages:
-                raise OutOfRange(f"entries[{i}], gfn {gfn:#x}: op {op}, cur_page {done}")
-            if done == n_pages:
-                continue
-            try:
-                last = self._psc_one(op, first, n_pages, done, label)
-            except SevError as error:
-                raise type(error)(f"entries[{i}], gfn {gfn:#x}: {error}") from error
-            n_changed += last.n_changed
-            if not last:
-                return Outcome(last.event, i, n_changed, last.result, last.refused_at, last.refusal)
-        return Outcome(last.event, len(entries), n_changed, last.result, None, "")
-
-    def _psc_one(self, op: int, first: int, n_pages: int, n_before: int, label: str) -> Outcome:
-        """One entry; what is left of a 2 MiB page that was begun goes 4 KiB at a time."""
-        if op in (lib.GHCB_PSC_OP_PSMASH, lib.GHCB_PSC_OP_UNSMASH):
-            if op == lib.GHCB_PSC_OP_PSMASH:
-                return self.psmash(first, label=label)
-            return self.firmware("SNP_PAGE_UNSMASH", first, label=label)
-        is_private = op == lib.GHCB_PSC_OP_PRIVATE
-        frames = (first + n_before, n_pages - n_before)
-        size = "2M" if n_pages > 1 and not n_before else "4K"
-        last = self.rmpupdate(frames, is_private, size=size, label=label)
-        if last:
-            self.list_as(frames, "private" if is_private else "shared", label=label)
-        return last
+        return apply_psc(self, entries, label)
 
     def map_gpa_range(self, gpa: int, n_pages: int, attributes: int, *, label: str = "") -> Outcome:
         """What a VMM does about KVM_HC_MAP_GPA_RANGE: its list alone. ``gpa`` in bytes."""
-        if gpa < 0 or gpa % lib.GHCB_PAGE_SIZE:
-            raise OutOfRange(f"gpa = {gpa:#x}: must be a multiple of {lib.GHCB_PAGE_SIZE:#x}")
-        first = (gpa // lib.GHCB_PAGE_SIZE - self.shift) & lib.FRAME_GFN_MASK
-        listed = "private" if attributes & lib.GHCB_MAP_GPA_ENCRYPTED else "shared"
-        return self.list_as((first, n_pages), listed, label=label)
+        return apply_map_gpa_range(self, gpa, n_pages, attributes, label)
 
     # What Linux does as a guest, both sides
 
@@ -507,8 +435,7 @@ class Memory(Questions):
         Unaligned
             Of ``"2M"``, no multiples of 512.
         """
-        size = None if leaf is None else words.number_of(leaf, SIZES, "leaf")
-        firsts, lengths = self._within(frames, lib.FRAME_REGION if size else 1)
+        size, firsts, lengths = self._within(frames, leaf)
         return _all(
             to_shared(self, firsts, lengths, label, leaf=size, size=size), self.ledger.event
         )
@@ -518,8 +445,7 @@ class Memory(Questions):
 
         See ``share``. Of a fresh guest's memory: firmware and kernel accept it.
         """
-        size = None if leaf is None else words.number_of(leaf, SIZES, "leaf")
-        firsts, lengths = self._within(frames, lib.FRAME_REGION if size else 1)
+        size, firsts, lengths = self._within(frames, leaf)
         return _all(
             to_private(self, firsts, lengths, label, leaf=size, size=size), self.ledger.event
         )
@@ -541,32 +467,3 @@ def _all(steps: Iterable[Callable[[], Outcome]], event: int) -> Outcome:
         if not last:
             break
     return Outcome(last.event, last.n_done, n_changed, last.result, last.refused_at, last.refusal)
-
-
-def _one(frame: int) -> int:
-    if not isinstance(frame, int | np.integer):
-        raise TypeError(
-            f"frames is {type(frame).__name__}: must be an integer, (first, n) or an array"
-        )
-    if frame < 0 or frame >> 64:
-        raise OutOfRange(f"frame {frame:#x} does not fit 64 bits")
-    return int(frame)
-
-
-def _as_frames(frames: NDArray[Any]) -> U64:
-    if frames.dtype.kind not in "iu" or frames.ndim != 1:
-        raise OutOfRange(
-            f"frames: dtype {frames.dtype}, shape {frames.shape}; must be integers (n,)"
-        )
-    if frames.dtype.kind == "i" and len(frames) and frames.min() < 0:
-        raise OutOfRange(f"frames[{int(frames.argmin())}] = {int(frames.min())} is negative")
-    return np.ascontiguousarray(frames, np.uint64)
-
-
-def _nth(firsts: U64, lengths: U64, n: int) -> int:
-    """The frame at which several ranges one after the other have ``n`` frames behind them."""
-    ends = np.cumsum(lengths)
-    i = int(np.searchsorted(ends, np.uint64(n), side="right"))
-    if i == len(firsts):
-        return 0
-    return int(firsts[i]) + n - (int(ends[i - 1]) if i else 0)
