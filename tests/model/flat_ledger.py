@@ -54,7 +54,7 @@ class Pair:
         self.rules = {name: named[name] for name in ("rules", "max_asid") if name in named}
         self.flat = np.zeros((n_pages, 2), np.uint64)
         self.flat[:, 0] = lib.FRAME_KEY_NONE << lib.FRAME_KEY_SHIFT  # never written
-        self.flat[named.get("covered", n_pages) :, 0] = 1 << lib.FRAME_UNCOVERED
+        self.flat[named.get("covered", n_pages) :, 0] |= np.uint64(1 << lib.FRAME_UNCOVERED)
         self.since = np.zeros((n_pages, lib.FRAME_N_VIEWS), np.uint32)
         covered = named.get("covered", n_pages)
         self.since[covered:, lib.FRAME_VIEW_RMP] = 0
