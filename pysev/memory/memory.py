@@ -15,6 +15,7 @@ Source of the rules: ``ghcbcore/frame_rule.h``, ``frame_access.h``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
@@ -29,7 +30,7 @@ from pysev.memmap import MemoryMap, parse_size
 
 from . import words
 from .asking import Questions
-from .convert import to_private, to_shared
+from .convert import by_size, to_private, to_shared
 from .frames import Frames, Spans, as_frames, frames_of, nth, one_frame, spans_of, within
 from .messages import apply_map_gpa_range, apply_psc
 from .records import Event, Outcome
@@ -354,10 +355,16 @@ class Memory(Questions):
     def init(self, frames: Frames, state: str = "hypervisor", *, label: str = "") -> Outcome:
         """SNP_INIT_EX builds these entries anew: ``"hypervisor"``, ``"hv_fixed"``, ``"firmware"``.
 
-        ``"default"``: the table does not reach them.
+        ``"default"``: the table does not reach them. A part of a 2 MiB entry is refused.
         """
-        value = words.number_of(state, INITIAL_STATES, "state")
-        return self.do(Op(lib.FRAME_OP_INIT, value=value), frames, label)
+        op = Op(lib.FRAME_OP_INIT, value=words.number_of(state, INITIAL_STATES, "state"))
+        _, firsts, lengths = self._within(frames, None)
+        steps = (
+            partial(self.spans, op._replace(size=size), *spans, label)
+            for size, spans in enumerate(by_size(firsts, lengths))
+            if len(spans[0])
+        )
+        return _all(steps, self.ledger.event)
 
     def move(self, source: int, destination: int, *, size: str = "4K", label: str = "") -> Outcome:
         """SNP_PAGE_MOVE between two frames, or two pages of 2 MiB, of the guest."""
@@ -378,7 +385,7 @@ class Memory(Questions):
         Raises
         ------
         OutOfRange, Unaligned
-            ``entries[4], frame 0x...``, see ``ghcbcore.ledger.Ledger.load``. Those before are done.
+            ``entries[4], frame 0x...``, see ``ghcbcore.ledger.Ledger.load``. Nothing has happened.
         ReservedBitsSet
             ``entries[4]``: bits are set that no field has. Nothing has happened.
         """

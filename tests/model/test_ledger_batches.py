@@ -159,7 +159,10 @@ def test_a_refusal_in_a_long_array_leaves_what_follows_as_it_was(ledger_keeps):
             [Op(lib.FRAME_OP_LIST), Op(lib.FRAME_OP_PSMASH)],
             r"op\[1\]: a sequence has operands of 4",
         ),
-        ([Op(lib.FRAME_OP_RMPQUERY, asid=1), Op(lib.FRAME_OP_LIST)], r"op\[0\]: .* asks nothing and no firmware"),
+        (
+            [Op(lib.FRAME_OP_RMPQUERY, asid=1), Op(lib.FRAME_OP_LIST)],
+            r"op\[0\]: .* asks nothing and no firmware",
+        ),
     ],
 )
 def test_what_is_no_sequence_is_refused(ops, text):

@@ -133,7 +133,8 @@ def test_instructions_of_host_and_guest_have_their_results(memory):
 def test_a_new_table_forgets_who_owned_a_page(accepted):
     assert accepted.init((0x200, REGION)) and accepted.page(0x200).state == "hypervisor"
     assert accepted.host_access(0x200, "write") and accepted.page(0x200).mapping == "private"
-    for state in ("hv_fixed", "firmware", "default"):
+    assert "page_size" in accepted.init((0x3FF, 3)).refusal  # a part of a 2 MiB entry
+    for state in ("hv_fixed", "firmware", "default", "hypervisor"):
         assert accepted.init(0x201, state) and accepted.page(0x201).state == state
     names = ("SNP_INIT_EX, IOMMU", "SNP_SHUTDOWN_EX/IOMMU")
     states = ("firmware_iommu", "reclaim")

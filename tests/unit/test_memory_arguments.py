@@ -247,6 +247,10 @@ def test_raw_entries_with_bits_that_no_field_has_are_refused(memory):
     assert memory.counts() == {"hypervisor": 64 << 20}
     with refuses(OutOfRange, "entries[1], frame 0x4000"):
         memory.load(END - 1, np.array([[1, 0], [1, 0]], np.uint64))
+    with pytest.raises(Unaligned, match=re.escape("entries[0], frame 0x5")):
+        memory.load(5, np.array([[3, 0]], np.uint64))  # a 2 MiB entry in the middle of one
+    assert memory.counts() == {"hypervisor": 64 << 20}
+    memory.load(END - 1, np.array([[1, 0]], np.uint64))
     assert memory.page(END - 1).state == "reclaim"
 
 
