@@ -49,6 +49,7 @@ class Mutation(NamedTuple):
 EQUIVALENT = {
     "- gfn ? (1ULL << RMP_TAG_SHIFT) - gfn : n;": "equal numbers of frames are the same",
     "is_region && at && op->kind >=": "GCTX_CREATE is never of a region",
+    "FRAME_LEAF_SHIFT, FRAME_LEAF_WIDTH) > op->size)": "an equal size is the same",
 }
 LAST = "ghcb_frame_init(op, frame);"  # no case comes after it
 
