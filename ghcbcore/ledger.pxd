@@ -25,3 +25,4 @@ cdef class Snapshot:
     cdef readonly Ledger ledger
     cdef object root
     cdef const uint64_t[::1] slots
+    cdef uint32_t n_records  # at the time

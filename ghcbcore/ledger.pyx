@@ -94,10 +94,11 @@ cdef int _span(Ledger ledger, object first, object n_pages, uint64_t *start, uin
     return 0
 
 
-cdef int _check_classes(Ledger ledger, const uint32_t[::1] classes) except -1:
-    if classes.shape[0] < ledger.tree.store.n_records:
+cdef int _check_classes(uint32_t n_records, const uint32_t[::1] classes) except -1:
+    """What a snapshot refers to was there when it was taken."""
+    if classes.shape[0] < n_records:
         raise _errors.StateConflict(
-            f"classes has {classes.shape[0]} elements, there are {ledger.tree.store.n_records} records"
+            f"classes has {classes.shape[0]} elements, there are {n_records} records"
         )
     return 0
 
@@ -556,6 +557,7 @@ cdef class Snapshot:
         copy = root
         _acquire(ledger.lock)
         clib.ghcb_root_share(&ledger.tree.store, ledger.tree.root, &copy[0], ledger.tree.n_root)
+        self.n_records = ledger.tree.store.n_records
         PyThread_release_lock(ledger.lock)
         root.setflags(write=False)
         self.ledger = ledger
@@ -606,7 +608,7 @@ cdef class Snapshot:
         cdef uint64_t[::1] into
         _span(self.ledger, first, n_pages, &start, &end)
         records = self.records()
-        _check_classes(self.ledger, classes)
+        _check_classes(self.n_records, classes)
         result = np.zeros(int(np.asarray(classes).max()) + 1, np.uint64)
         into = result
         with nogil:
@@ -636,7 +638,7 @@ cdef class Snapshot:
         cdef uint64_t start, end, go_on
         cdef clib.ghcb_runs_t runs
         _span(self.ledger, first, n_pages, &start, &end)
-        _check_classes(self.ledger, classes)
+        _check_classes(self.n_records, classes)
         arrays = _room(max_runs, end - start, &runs)
         with nogil:
             go_on = clib.ghcb_root_runs(&self.slots[0], &classes[0], start, end, &runs)

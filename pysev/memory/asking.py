@@ -11,14 +11,14 @@ Source: ``ghcbcore/frame_view.h``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ghcbcore import frameview
 from ghcbcore._cffi import lib
-from ghcbcore.errors import OutOfRange, StateConflict
+from ghcbcore.errors import OutOfRange
 from ghcbcore.ledger import Ledger, Snapshot
 
 from . import words
@@ -31,7 +31,6 @@ U32: TypeAlias = NDArray[np.uint32]
 Test: TypeAlias = Callable[[NDArray[np.void]], NDArray[np.bool_]]
 
 MAX_RUNS = 1 << 20
-MAX_TRIES = 20
 
 
 class Questions:
@@ -129,7 +128,7 @@ class Questions:
         if field not in names:
             raise OutOfRange(f"field {field!r}: must be one of {', '.join(names)}")
         at, _, views = self.views(at)
-        pages = self._count(at, views[field].astype(np.uint32), frames)
+        pages = at.count(views[field].astype(np.uint32), *(frames or ()))
         page = lib.GHCB_PAGE_SIZE
         return {names[field](i): int(n) * page for i, n in enumerate(pages.tolist()) if n}
 
@@ -150,7 +149,7 @@ class Questions:
         """
         at, _, views = self.views(at)
         classes = np.asarray(test(views), np.bool_).astype(np.uint32)
-        firsts, lengths, _, _ = self._runs(at, classes, *(frames or (0, self.n_pages)), max_runs)
+        firsts, lengths, _, _ = at.runs(classes, *(frames or (0, self.n_pages)), max_runs)
         return list(zip(firsts.tolist(), lengths.tolist(), strict=True))
 
     def frames_where(
@@ -163,9 +162,7 @@ class Questions:
         end = position + n_pages
         parts = [(np.zeros(0, np.uint64), np.zeros(0, np.uint64))]
         while position < end:
-            firsts, lengths, _, position = self._runs(
-                at, classes, position, end - position, MAX_RUNS
-            )
+            firsts, lengths, _, position = at.runs(classes, position, end - position, MAX_RUNS)
             parts.append((firsts, lengths))
         return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
@@ -202,7 +199,7 @@ class Questions:
                 last.astype(np.int64) * 2 + is_exact, return_inverse=True
             )
             chosen = np.where(has, classes.reshape(-1) + 1, 0).astype(np.uint32)
-            firsts, lengths, which, _ = self._runs(at, chosen, 0, self.n_pages, max_runs)
+            firsts, lengths, which, _ = at.runs(chosen, 0, self.n_pages, max_runs)
             what = words.DISAGREEMENT_TEXTS[name]
             for first, n, c in zip(firsts.tolist(), lengths.tolist(), which.tolist(), strict=True):
                 event, exact = divmod(int(histories[c - 1]), 2)
@@ -217,7 +214,7 @@ class Questions:
         found = {}
         for name in words.DEFAULT_DISAGREEMENTS if kinds is None else kinds:
             has, _ = _disagree(name, records, views)
-            if has.any() and (counted := self._count(at, has.astype(np.uint32), None))[1]:
+            if has.any() and (counted := at.count(has.astype(np.uint32)))[1]:
                 found[name] = int(counted[1]) * lib.GHCB_PAGE_SIZE
         return found
 
@@ -227,7 +224,7 @@ class Questions:
         has = np.zeros(len(records), np.bool_)
         for name in words.DEFAULT_DISAGREEMENTS:
             has |= _disagree(name, records, views)[0]
-        counted = self._count(at, has.astype(np.uint32), None)
+        counted = at.count(has.astype(np.uint32))
         return int(counted[1]) if len(counted) > 1 else 0
 
     def changes(self, before: Snapshot, *, max_runs: int = MAX_RUNS) -> list[Run]:
@@ -248,32 +245,8 @@ class Questions:
         """
         at, _, views = self.views()
         mine = (views["assigned"].astype(np.bool_) & (views["asid"] == asid)).astype(np.uint32)
-        counted = self._count(at, mine, None)
+        counted = at.count(mine)
         return int(counted[1]) if len(counted) > 1 else 0
-
-    # A snapshot's records have lower numbers than those that were made after it; the core wants a
-    # class for each there is by now, and other threads make more.
-
-    def _count(self, at: Snapshot, classes: U32, frames: tuple[int, int] | None) -> U64:
-        counted: U64 = _retry(lambda c: at.count(c, *(frames or ())), classes)
-        return counted
-
-    def _runs(
-        self, at: Snapshot, classes: U32, first: int, n_pages: int, max_runs: int
-    ) -> tuple[U64, U64, U32, int]:
-        found: tuple[U64, U64, U32, int] = _retry(
-            lambda c: at.runs(c, first, n_pages, max_runs), classes
-        )
-        return found
-
-
-def _retry(ask: Callable[[U32], Any], classes: U32) -> Any:
-    for _ in range(MAX_TRIES):
-        try:
-            return ask(classes)
-        except StateConflict:
-            classes = np.concatenate([classes, np.zeros(len(classes) + 1024, np.uint32)])
-    return ask(classes)
 
 
 def _disagree(

@@ -228,13 +228,13 @@ def odd_region(rng):
     return frames
 
 
-GUEST = 1 << lib.FRAME_ASID_SHIFT | 1 << lib.FRAME_ASSIGNED
+OWNED = 1 << lib.FRAME_ASID_SHIFT | 1 << lib.FRAME_ASSIGNED
 METADATA = 1 << lib.FRAME_ASSIGNED | 1 << lib.FRAME_IMMUTABLE | 1 << lib.FRAME_VMSA
 CHOSEN = (
     # (word and GPA field of all frames, of frame 7; operations; moves): what chance seldom brings
-    ((GUEST | 1 << lib.FRAME_IMMUTABLE, 8), None, [(Op(lib.FRAME_OP_UNSMASH), 0)], []),
-    ((GUEST | 1 << lib.FRAME_IMMUTABLE, 0x100), None, [(Op(lib.FRAME_OP_UNSMASH), 0)], []),
-    ((GUEST, 505), None, [(Op(lib.FRAME_OP_PVALIDATE, size=1, asid=1, gfn=505, value=1), 7)], []),
+    ((OWNED | 1 << lib.FRAME_IMMUTABLE, 8), None, [(Op(lib.FRAME_OP_UNSMASH), 0)], []),
+    ((OWNED | 1 << lib.FRAME_IMMUTABLE, 0x100), None, [(Op(lib.FRAME_OP_UNSMASH), 0)], []),
+    ((OWNED, 505), None, [(Op(lib.FRAME_OP_PVALIDATE, size=1, asid=1, gfn=505, value=1), 7)], []),
     (
         (METADATA, lib.RMP_TAG_METADATA << lib.RMP_TAG_SHIFT | 1),
         (1 << lib.FRAME_ASSIGNED | 1 << lib.FRAME_IMMUTABLE, 0),
