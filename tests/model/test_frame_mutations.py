@@ -238,7 +238,7 @@ CHOSEN = (
     (
         (METADATA, lib.RMP_TAG_METADATA << lib.RMP_TAG_SHIFT | 1),
         (1 << lib.FRAME_ASSIGNED | 1 << lib.FRAME_IMMUTABLE, 0),
-        [(Op(lib.FRAME_OP_SWAP_OUT, asid=1, value=lib.FRAME_SWAP_METADATA), 3)],
+        [(Op(lib.FRAME_OP_SWAP_OUT, gfn=1, value=lib.FRAME_SWAP_METADATA), 3)],
         [(Op(lib.FRAME_OP_CONTENT, asid=1), 0, 7)],
     ),
 )
