@@ -15,7 +15,7 @@ Assumed, for lack of a source: a set is the number of the line modulo the number
 the private caches of other cores alone and empties the L3 that the core shares.
 
 Units: ``line`` is a physical address without the C-bit, divided by 64; ``slot`` is the key
-(``GHCB_SLOT_*``); ``spa`` counts bytes.
+(``GHCB_KEY_SLOT_*``); ``spa`` counts bytes.
 """
 
 from collections import namedtuple as _namedtuple
@@ -582,7 +582,7 @@ cdef class Cache:
                 begin, end, n_stores = i, min(n, i + CHUNK), 0
                 with nogil:
                     while i < end:
-                        if is_run and slot_at[0] < clib.GHCB_N_SLOTS and (
+                        if is_run and slot_at[0] < clib.GHCB_KEY_N_SLOTS and (
                             core_at[0] < <uint64_t> self.n_cores
                         ):
                             run = clib.ghcb_cache_run_t(
@@ -616,7 +616,7 @@ cdef class Cache:
                         is_store = store_at[step_store * i]
                         if (
                             line >> clib.GHCB_CACHE_LINE_BITS
-                            or slot >= clib.GHCB_N_SLOTS
+                            or slot >= clib.GHCB_KEY_N_SLOTS
                             or core >= <uint64_t> self.n_cores
                         ):
                             break
@@ -627,7 +627,7 @@ cdef class Cache:
                 if i < end:
                     raise _errors.OutOfRange(
                         f"lines[{i}] = {line:#x}, slot {slot:#x}, core {core}: must be below "
-                        f"2**{clib.GHCB_CACHE_LINE_BITS}, {clib.GHCB_N_SLOTS}, {self.n_cores}"
+                        f"2**{clib.GHCB_CACHE_LINE_BITS}, {clib.GHCB_KEY_N_SLOTS}, {self.n_cores}"
                     )
             after = self._counts()
             return Counts(*(b - a for a, b in zip(before, after, strict=True)))
@@ -658,8 +658,8 @@ cdef class Cache:
 
     def vm_page_flush(self, pfn, asid):
         """What MSR VM_PAGE_FLUSH does: the 64 lines of a page leave all caches, those of one guest."""
-        if not 0 < _index(asid) <= clib.GHCB_SLOT_ASID_MAX:
-            raise _errors.OutOfRange(f"asid = {asid}: must be 1 to {clib.GHCB_SLOT_ASID_MAX}")
+        if not 0 < _index(asid) <= clib.GHCB_KEY_SLOT_LAST_ASID:
+            raise _errors.OutOfRange(f"asid = {asid}: must be 1 to {clib.GHCB_KEY_SLOT_LAST_ASID}")
         if not 0 <= _index(pfn) < 1 << 40:
             raise _errors.OutOfRange(f"pfn = {pfn:#x}: must be below 2**40")
         first = _np.uint64(_index(pfn) * PAGE_LINES)
@@ -670,8 +670,8 @@ cdef class Cache:
         cdef uint64_t slot_ = _index(slot), key, sig, word, other, version = 0, tag, i
         cdef Py_ssize_t k
         cdef bint is_every = every
-        if not 0 <= slot < clib.GHCB_N_SLOTS:
-            raise _errors.OutOfRange(f"slot = {slot:#x}: must be below {clib.GHCB_N_SLOTS}")
+        if not 0 <= slot < clib.GHCB_KEY_N_SLOTS:
+            raise _errors.OutOfRange(f"slot = {slot:#x}: must be below {clib.GHCB_KEY_N_SLOTS}")
         if line_of.shape[0] and int(_np.max(lines)) >> clib.GHCB_CACHE_LINE_BITS:
             raise _errors.OutOfRange(f"lines: must be below 2**{clib.GHCB_CACHE_LINE_BITS}")
         with self._alive(), nogil:
@@ -847,7 +847,7 @@ cdef class Cache:
         By level, by slot, clean and dirty. A line that is in L1 and in L2 counts in both.
         """
         cdef uint64_t[:, :, ::1] out = _np.zeros(
-            (self.n_levels, clib.GHCB_N_SLOTS, 2), _np.uint64
+            (self.n_levels, clib.GHCB_KEY_N_SLOTS, 2), _np.uint64
         )
         cdef uint64_t k, tag
         cdef Py_ssize_t i

@@ -490,12 +490,12 @@ cdef int _check_ops(
             raise _errors.OutOfRange(f"{_where(ops, i)}: cpu {op.cpu}, there are {n_cpus}")
         if op.line >= n_lines:
             raise _errors.OutOfRange(f"{_where(ops, i)}: line {op.line}, there are {n_lines}")
-        if op.slot >= clib.GHCB_N_SLOTS or op.value >= clib.GHCB_LINE_N_VALUES:
+        if op.slot >= clib.GHCB_KEY_N_SLOTS or op.value >= clib.GHCB_LINE_N_VALUES:
             raise _errors.OutOfRange(f"{_where(ops, i)}: slot {op.slot:#x}, value {op.value:#x}")
         if op.kind == clib.GHCB_CACHE_STORE and op.value == clib.GHCB_LINE_NOISE:
             raise _errors.OutOfRange(f"{_where(ops, i)}: nothing can store value 0")
         if op.kind == clib.GHCB_CACHE_PAGE_FLUSH or op.kind == clib.GHCB_CACHE_REKEY:
-            if op.slot == clib.GHCB_SLOT_PLAIN or op.slot > clib.GHCB_SLOT_ASID_MAX:
+            if op.slot == clib.GHCB_KEY_SLOT_NONE or op.slot > clib.GHCB_KEY_SLOT_LAST_ASID:
                 raise _errors.OutOfRange(f"{_where(ops, i)}: slot {op.slot:#x} is no ASID")
         if i and op.block < ops[i - 1].block:
             raise _errors.OutOfRange(f"{_where(ops, i)}: block {op.block} after {ops[i - 1].block}")

@@ -1086,11 +1086,6 @@ cdef extern from "ghcbcore/cipher.h" nogil:
         GHCB_CIPHER_LINE
         GHCB_CIPHER_SORT_KEY
         GHCB_CIPHER_SORT_TWEAK
-        GHCB_KEY_SLOT_NONE
-        GHCB_KEY_SLOT_FIRST_ASID
-        GHCB_KEY_SLOT_LAST_ASID
-        GHCB_KEY_SLOT_IOMMU
-        GHCB_KEY_SLOT_SME
 
     ctypedef uint8_t ghcb_block_t[16]
     ctypedef struct ghcb_tweaks_t:
@@ -1124,10 +1119,6 @@ cdef extern from "ghcbcore/cacheline.h" nogil:
         GHCB_LINE_SHIFT
         GHCB_LINE_BYTES
         GHCB_LINES_PER_PAGE
-        GHCB_SLOT_PLAIN
-        GHCB_SLOT_ASID_MAX
-        GHCB_SLOT_SME
-        GHCB_N_SLOTS
         GHCB_CELL_BITS
         GHCB_CELL_SLOT
         GHCB_CELL_PRESENT
@@ -1252,3 +1243,12 @@ cdef extern from "ghcbcore/frame_batch.h" nogil:
         ghcb_tree_t *tree, const ghcb_frame_op_t *op, const uint64_t *frames, uint64_t n,
         ghcb_tree_done_t *done,
     )
+
+cdef extern from "ghcbcore/keyslot.h" nogil:
+    enum:
+        GHCB_KEY_SLOT_NONE
+        GHCB_KEY_SLOT_FIRST_ASID
+        GHCB_KEY_SLOT_LAST_ASID
+        GHCB_KEY_SLOT_IOMMU
+        GHCB_KEY_SLOT_SME
+        GHCB_KEY_N_SLOTS

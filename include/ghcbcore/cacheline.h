@@ -8,9 +8,9 @@
  * processor reports SME_COHERENT, a request in one domain first writes back and drops the copies
  * of all others, so that there is one domain at a time.
  *
- * A domain is a key slot as a Genoa's fabric counts them: 0 no key, 1 to 1006 the guest with that
- * ASID, 1023 SME. What a line holds is a small number, its value; memory holds a value and the slot
- * that it was written under. Whoever reads it under another slot gets GHCB_LINE_NOISE, always.
+ * A domain is a key slot (`keyslot.h`). What a line holds is a small number, its value; memory holds
+ * a value and the slot that it was written under. Whoever reads it under another slot gets
+ * GHCB_LINE_NOISE, always.
  * Stores are of whole lines. Within one domain CPUs are coherent: a store takes the line away from
  * all others, a load copies it and leaves a dirty line to its owner (MOESI without the
  * difference between exclusive and shared).
@@ -34,18 +34,13 @@
 
 #include <stdint.h>
 
+#include <ghcbcore/keyslot.h>
 #include <ghcbcore/status.h>
 
 /* cffi: begin */
 #define GHCB_LINE_SHIFT 6
 #define GHCB_LINE_BYTES 64
 #define GHCB_LINES_PER_PAGE 64
-
-/* Key slots. */
-#define GHCB_SLOT_PLAIN 0
-#define GHCB_SLOT_ASID_MAX 1006
-#define GHCB_SLOT_SME 1023
-#define GHCB_N_SLOTS 1024
 
 /* A cell; 0 is "nothing here". */
 #define GHCB_CELL_BITS 16
@@ -259,7 +254,8 @@ static inline uint64_t ghcb_memory_drain(uint64_t memory)
 /* The slot gets another key: what is in memory under it is noise from now on. */
 static inline uint64_t ghcb_memory_rekey(uint64_t memory, uint64_t slot)
 {
-	if (slot != GHCB_SLOT_PLAIN && memory & GHCB_CELL_PRESENT && ghcb_cell_slot(memory) == slot)
+	if (slot != GHCB_KEY_SLOT_NONE && memory & GHCB_CELL_PRESENT &&
+	    ghcb_cell_slot(memory) == slot)
 		return memory | GHCB_CELL_LOST;
 	return memory;
 }
@@ -310,7 +306,7 @@ static inline int ghcb_line_load(const ghcb_line_t *at, uint64_t cpu, uint64_t s
 	uint64_t i, cell, word, *own = at->words + cpu * at->stride;
 	int status;
 
-	if (cpu >= at->n_cpus || slot >= GHCB_N_SLOTS)
+	if (cpu >= at->n_cpus || slot >= GHCB_KEY_N_SLOTS)
 		return GHCB_E_OUT_OF_RANGE;
 	if (at->coherent)
 		ghcb_line_expel(at, slot);
@@ -338,7 +334,7 @@ static inline int ghcb_line_store(const ghcb_line_t *at, uint64_t cpu, uint64_t 
 	uint64_t i, word, *own = at->words + cpu * at->stride;
 	int status;
 
-	if (cpu >= at->n_cpus || slot >= GHCB_N_SLOTS || value == GHCB_LINE_NOISE ||
+	if (cpu >= at->n_cpus || slot >= GHCB_KEY_N_SLOTS || value == GHCB_LINE_NOISE ||
 	    value >= GHCB_LINE_N_VALUES)
 		return GHCB_E_OUT_OF_RANGE;
 	if (at->coherent)
@@ -357,7 +353,7 @@ static inline int ghcb_line_clflush(const ghcb_line_t *at, uint64_t slot)
 {
 	uint64_t i;
 
-	if (slot >= GHCB_N_SLOTS)
+	if (slot >= GHCB_KEY_N_SLOTS)
 		return GHCB_E_OUT_OF_RANGE;
 	if (at->coherent)
 		ghcb_line_expel(at, slot);
@@ -372,7 +368,7 @@ static inline int ghcb_line_page_flush(const ghcb_line_t *at, uint64_t asid)
 	ghcb_line_t incoherent = *at;
 
 	incoherent.coherent = 0;
-	if (asid == GHCB_SLOT_PLAIN || asid > GHCB_SLOT_ASID_MAX)
+	if (asid == GHCB_KEY_SLOT_NONE || asid > GHCB_KEY_SLOT_LAST_ASID)
 		return GHCB_E_OUT_OF_RANGE;
 	return ghcb_line_clflush(&incoherent, asid);
 }

@@ -34,6 +34,7 @@
 #define GHCBCORE_CIPHER_H
 
 #include <ghcbcore/aes.h>
+#include <ghcbcore/keyslot.h>
 #include <ghcbcore/status.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -55,16 +56,6 @@
 
 /* What a host reads, without the C-bit, of an SNP guest's page where ciphertext is hidden. */
 #define GHCB_CIPHER_HIDDEN 0xff
-
-/* Key slots: 0 is no encryption, then one for each ASID. */
-#define GHCB_KEY_SLOT_NONE 0
-#define GHCB_KEY_SLOT_FIRST_ASID 1
-#define GHCB_KEY_SLOT_LAST_ASID 1006
-#define GHCB_KEY_SLOT_IOMMU 1008
-#define GHCB_KEY_SLOT_RESERVED_FIRST 1016
-#define GHCB_KEY_SLOT_RESERVED_LAST 1022
-#define GHCB_KEY_SLOT_SME 1023
-#define GHCB_KEY_N_SLOTS 1024
 /* cffi: end */
 
 /* t_4 to t_31 of Zen 1, the first four bytes in the order of memory; a constant is these four

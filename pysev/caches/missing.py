@@ -212,7 +212,7 @@ def _candidates(
         for line, slot in lines:
             text = f"{who} clflush {program.spas[line]:#x} {key_words(slot)}"
             yield Flush(text, ((lib.GHCB_CACHE_CLFLUSH, cpu, line, slot, 0),)), True
-        guests = [(line, slot) for line, slot in lines if 0 < slot <= lib.GHCB_SLOT_ASID_MAX]
+        guests = [(line, slot) for line, slot in lines if 0 < slot <= lib.GHCB_KEY_SLOT_LAST_ASID]
         for page, slot in sorted(
             {(program.spas[line] // page_bytes, slot) for line, slot in guests}
         ):

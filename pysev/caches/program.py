@@ -158,11 +158,11 @@ def key_words(slot: int) -> str:
     >>> key_words(0), key_words(5), key_words(1023)
     ('c=0', 'asid=5', 'c=1')
     """
-    if slot == lib.GHCB_SLOT_PLAIN:
+    if slot == lib.GHCB_KEY_SLOT_NONE:
         return "c=0"
-    if slot == lib.GHCB_SLOT_SME:
+    if slot == lib.GHCB_KEY_SLOT_SME:
         return "c=1"
-    return f"asid={slot}" if slot <= lib.GHCB_SLOT_ASID_MAX else f"slot={slot}"
+    return f"asid={slot}" if slot <= lib.GHCB_KEY_SLOT_LAST_ASID else f"slot={slot}"
 
 
 def parse(text: str, name: str = "program", *, n_cpus: int = 0, coherent: bool = False) -> Program:
@@ -324,7 +324,7 @@ class _Parser:
 
     def on_a_line(self, what: str, cpu: int, rest: Sequence[str]) -> tuple[int, int, int, int, int]:
         line, rest = self.address(rest, cpu)
-        slot, rest = self.key(rest, self.keys.get(line, lib.GHCB_SLOT_PLAIN))
+        slot, rest = self.key(rest, self.keys.get(line, lib.GHCB_KEY_SLOT_NONE))
         value = 0
         if what == "convert":
             self.keys[line] = slot
@@ -337,7 +337,7 @@ class _Parser:
         ops = []
         for cpu in cpus:
             line, after = self.address(rest, cpu)
-            slot, after = self.key(after, self.keys.get(line, lib.GHCB_SLOT_PLAIN))
+            slot, after = self.key(after, self.keys.get(line, lib.GHCB_KEY_SLOT_NONE))
             self.guests_only("vm_page_flush", slot)
             self.end_of(after)
             page = list(self.lines)[line] // PAGE_BYTES
@@ -360,7 +360,7 @@ class _Parser:
 
     def cell_of_memory(self, words: Sequence[str]) -> None:
         line, rest = self.address(words[1:], 0)
-        slot, rest = self.key(rest, lib.GHCB_SLOT_PLAIN)
+        slot, rest = self.key(rest, lib.GHCB_KEY_SLOT_NONE)
         value, rest = self.content(line, rest)
         self.end_of(rest)
         (self.memory if words[0] == "memory" else self.never)[line] = lib.ghcb_cell(slot, value)
@@ -382,16 +382,16 @@ class _Parser:
                 raise self.refuse(f"more than {cacheline.MAX_LINES} lines of memory")
             self.lines[spa] = len(self.lines)
             self.values.append(["noise", INITIAL])
-            self.memory.append(lib.ghcb_cell(lib.GHCB_SLOT_PLAIN, 1))
+            self.memory.append(lib.ghcb_cell(lib.GHCB_KEY_SLOT_NONE, 1))
             self.never.append(0)
         return self.lines[spa]
 
     def key(self, rest: Sequence[str], default: int | None) -> tuple[int, Sequence[str]]:
         if rest and rest[0] in ("c=0", "c=1"):
-            slot = lib.GHCB_SLOT_SME if rest[0] == "c=1" else lib.GHCB_SLOT_PLAIN
+            slot = lib.GHCB_KEY_SLOT_SME if rest[0] == "c=1" else lib.GHCB_KEY_SLOT_NONE
             return slot, rest[1:]
         if rest and rest[0].startswith("asid="):
-            asid = self.integer(rest[0][5:], lib.GHCB_SLOT_ASID_MAX + 1, "ASID")
+            asid = self.integer(rest[0][5:], lib.GHCB_KEY_SLOT_LAST_ASID + 1, "ASID")
             if asid == 0:
                 raise self.refuse("ASID 0 is the host's")
             return asid, rest[1:]
@@ -400,7 +400,7 @@ class _Parser:
         return default, rest
 
     def guests_only(self, what: str, slot: int) -> None:
-        if not 0 < slot <= lib.GHCB_SLOT_ASID_MAX:
+        if not 0 < slot <= lib.GHCB_KEY_SLOT_LAST_ASID:
             raise self.refuse(f"{what}: needs asid=N")
 
     def content(self, line: int, rest: Sequence[str]) -> tuple[int, Sequence[str]]:

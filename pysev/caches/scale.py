@@ -127,7 +127,7 @@ def kexec_at_scale(
     cache = cache_of(row, n_cores, seed=seed, coherent=coherent, max_bytes=max_bytes)
     for core in range(n_cores):
         own = np.arange(core * n_each, (core + 1) * n_each, dtype=np.uint64)
-        cache.access(own + np.uint64(FIRST_LINE), True, slots=lib.GHCB_SLOT_SME, cores=core)
+        cache.access(own + np.uint64(FIRST_LINE), True, slots=lib.GHCB_KEY_SLOT_SME, cores=core)
     if flusher == "every CPU":
         cache.wbinvd()
     elif flusher == "the kexec CPU":
@@ -135,7 +135,7 @@ def kexec_at_scale(
     cache.forget()
     n_dirty = len(np.unique(cache.dirty()["line"]))
     everything = np.arange(n_cores * n_each, dtype=np.uint64) + np.uint64(FIRST_LINE)
-    cache.access(everything, True, slots=lib.GHCB_SLOT_PLAIN, cores=0)
+    cache.access(everything, True, slots=lib.GHCB_KEY_SLOT_NONE, cores=0)
     census = cache.census()
     cache.wbinvd()
     return Kexec(flusher, n_dirty, cache.corrupted(), census)

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from ghcbcore._cffi import lib
 from ghcbcore.cache import Cache
 
-SLOTS = (lib.GHCB_SLOT_PLAIN, lib.GHCB_SLOT_SME, 5)
+SLOTS = (lib.GHCB_KEY_SLOT_NONE, lib.GHCB_KEY_SLOT_SME, 5)
 LINES = st.integers(0, 23)
 LEVELS = (
     [(2, 2)],

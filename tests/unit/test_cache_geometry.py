@@ -11,7 +11,7 @@ from ghcbcore.cache import MAX_CORES, Cache, bytes_for
 from pysev.caches.scale import FLUSHERS, cache_of, find_preset, kexec_at_scale, ranges
 from pysev.tables.caches import PRESETS, CacheRow
 
-PLAIN, SME = lib.GHCB_SLOT_PLAIN, lib.GHCB_SLOT_SME
+PLAIN, SME = lib.GHCB_KEY_SLOT_NONE, lib.GHCB_KEY_SLOT_SME
 SMALL = [(2, 2), (4, 2), (4, 4)]
 TINY = CacheRow("tiny", "for tests", (4, 2), (8, 4), (16, 4), 2, 2, False)
 

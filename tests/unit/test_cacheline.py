@@ -7,7 +7,7 @@ from ghcbcore import errors
 from ghcbcore._cffi import ffi, lib
 from ghcbcore.cacheline import MAX_CPUS, MAX_LINES, MAX_OPS, OP_DTYPE, Explorer
 
-PLAIN, SME, ASID = lib.GHCB_SLOT_PLAIN, lib.GHCB_SLOT_SME, 5
+PLAIN, SME, ASID = lib.GHCB_KEY_SLOT_NONE, lib.GHCB_KEY_SLOT_SME, 5
 OLD, NEW = 2, 3
 
 
@@ -115,7 +115,7 @@ def test_vm_page_flush_is_for_guests_only():
     line.store(0, SME, OLD)
     assert lib.ghcb_line_page_flush(line.at, ASID) == lib.GHCB_OK
     assert line.word(0) != 0
-    for slot in (PLAIN, SME, lib.GHCB_SLOT_ASID_MAX + 1, 1 << 40):
+    for slot in (PLAIN, SME, lib.GHCB_KEY_SLOT_LAST_ASID + 1, 1 << 40):
         assert lib.ghcb_line_page_flush(line.at, slot) == lib.GHCB_E_OUT_OF_RANGE
 
 
