@@ -1194,9 +1194,7 @@ cdef extern from "ghcbcore/cacheset.h" nogil:
         GHCB_CACHE_LINE_BITS
         GHCB_CACHE_SET_WORDS
         GHCB_TAG_SHIFT
-        GHCB_NO_WAY
     const uint64_t GHCB_TAG_DIRTY
-    const uint64_t GHCB_TAG_ALONE
     const uint64_t GHCB_TAG_EMPTY
     const uint64_t GHCB_ORDER_NEW
 
@@ -1207,35 +1205,6 @@ cdef extern from "ghcbcore/cacheset.h" nogil:
         uint64_t n_sets
         uint64_t mask
         uint64_t ways
-
-    uint64_t ghcb_cache_key(uint64_t line, uint64_t slot)
-    uint64_t ghcb_cache_key_line(uint64_t key)
-    uint64_t ghcb_cache_key_slot(uint64_t key)
-    uint64_t ghcb_cache_signature(uint64_t key)
-    uint64_t ghcb_cache_set(const ghcb_cache_level_t *level, uint64_t unit, uint64_t line)
-    uint64_t ghcb_set_find(
-        const ghcb_cache_level_t *level, uint64_t set, uint64_t key, uint64_t signature
-    )
-    void ghcb_set_touch(const ghcb_cache_level_t *level, uint64_t set, uint64_t way)
-    uint64_t ghcb_set_oldest(const ghcb_cache_level_t *level, uint64_t set)
-    void ghcb_set_take_out(const ghcb_cache_level_t *level, uint64_t set, uint64_t way)
-    void ghcb_set_put(
-        const ghcb_cache_level_t *level, uint64_t set, uint64_t way, uint64_t key,
-        uint64_t signature, uint64_t flags,
-    )
-    uint64_t ghcb_cache_draw(uint64_t seed, uint64_t *n)
-
-    ctypedef struct ghcb_cache_run_t:
-        uint64_t core
-        uint64_t slot
-        uint64_t last_key
-        uint64_t last_at
-        uint64_t is_miss
-
-    uint64_t ghcb_cache_run(
-        const ghcb_cache_level_t *level, ghcb_cache_run_t *run, const uint64_t *lines,
-        const uint8_t *stores, uint64_t step, uint64_t i, uint64_t end,
-    )
 
 cdef extern from "ghcbcore/frame_batch.h" nogil:
     bint ghcb_batch_may_sort(const ghcb_tree_t *tree, const ghcb_frame_op_t *op, uint64_t n)
@@ -1252,3 +1221,74 @@ cdef extern from "ghcbcore/keyslot.h" nogil:
         GHCB_KEY_SLOT_IOMMU
         GHCB_KEY_SLOT_SME
         GHCB_KEY_N_SLOTS
+
+cdef extern from "ghcbcore/cachepages.h" nogil:
+    const uint64_t GHCB_PAGES_NONE
+
+    ctypedef struct ghcb_cache_pages_t:
+        uint64_t *table
+        uint64_t *meant
+        uint64_t *dram
+        uint64_t *holders
+        uint64_t mask
+        uint64_t n_blocks
+        uint64_t last_page
+
+    uint64_t ghcb_pages_entry(ghcb_cache_pages_t *pages, uint64_t line)
+    bint ghcb_pages_is_known(const ghcb_cache_pages_t *pages, uint64_t line)
+    void ghcb_pages_move(ghcb_cache_pages_t *pages, const uint64_t *table, uint64_t n)
+
+cdef extern from "ghcbcore/cachelevels.h" nogil:
+    enum:
+        GHCB_CACHE_VERSION_BITS
+    const uint64_t GHCB_CACHE_TRACKED
+    const uint64_t GHCB_CACHE_INCLUSIVE
+    const uint64_t GHCB_CACHE_SHARED
+    const uint64_t GHCB_CACHE_COHERENT
+    const uint64_t GHCB_CACHE_RANDOM
+    const uint64_t GHCB_CACHE_USUAL
+
+    ctypedef struct ghcb_cache_t:
+        ghcb_cache_level_t level[3]
+        uint64_t n_units[3]
+        uint64_t n_levels
+        uint64_t n_cores
+        uint64_t cores_per_l3
+        uint64_t kind
+        uint64_t seed
+        uint64_t *entries
+        uint64_t hits[3]
+        uint64_t others
+        uint64_t fills
+        uint64_t write_backs
+        ghcb_cache_pages_t pages
+
+    ctypedef struct ghcb_cache_trace_t:
+        const uint64_t *lines
+        const uint8_t *stores
+        const uint16_t *slots
+        const uint32_t *cores
+        uint64_t n
+        uint64_t store_step
+        uint64_t slot_step
+        uint64_t core_step
+
+cdef extern from "ghcbcore/cachepeers.h" nogil:
+    void ghcb_cache_flush_line(ghcb_cache_t *c, uint64_t line, uint64_t slot, uint64_t every)
+
+cdef extern from "ghcbcore/cacherun.h" nogil:
+    bint ghcb_cache_is_usual(const ghcb_cache_t *c)
+    uint64_t ghcb_cache_run(
+        ghcb_cache_t *c, const ghcb_cache_trace_t *trace, uint64_t i, uint64_t end
+    )
+
+cdef extern from "ghcbcore/cachewalk.h" nogil:
+    uint64_t ghcb_cache_list_all(
+        ghcb_cache_t *c, uint64_t first, uint64_t end, uint64_t *keys, uint64_t *versions
+    )
+    void ghcb_cache_empty_all(ghcb_cache_t *c, uint64_t first, uint64_t end)
+    void ghcb_cache_write_all(
+        ghcb_cache_t *c, uint64_t *keys, uint64_t *versions, uint64_t n
+    )
+    void ghcb_cache_evict(ghcb_cache_t *c, uint64_t n)
+    void ghcb_cache_count(const ghcb_cache_t *c, uint64_t i, uint64_t *counts)

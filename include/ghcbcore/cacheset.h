@@ -3,15 +3,18 @@
  * Theory of operation. A line in a cache is known by its *key*: number of the line and key slot
  * (`cacheline.h`). The place of a line is one of `ways` in the set that its number chooses; the slot
  * takes no part in that. A set is four words and its ways:
- * - two words of signatures, one byte for each way: the lookup compares eight ways at once and looks
- *   at a whole tag only where the byte agrees;
+ * - two words of signatures, one byte for each way: the lookup compares eight or sixteen ways at
+ *   once and looks at a whole tag only where the byte agrees, so a miss reads no tag at all;
  * - one word of order, four bits for each way, the one used last lowest. An empty way is always last.
- * A tag is the key and two flags; beside it stands the version of what a dirty line holds.
+ * A tag is the key and three flags; beside it stands the version of what a dirty line holds.
  */
 #ifndef GHCBCORE_CACHESET_H
 #define GHCBCORE_CACHESET_H
 
 #include <stdint.h>
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
 
 /* cffi: begin */
 #define GHCB_CACHE_MAX_WAYS 16
@@ -22,7 +25,9 @@
 
 #define GHCB_TAG_DIRTY 1ull
 #define GHCB_TAG_ALONE 2ull /* no other core has a copy in this domain */
-#define GHCB_TAG_SHIFT 2
+#define GHCB_TAG_STATE 3ull /* both: what a line has wherever it goes */
+#define GHCB_TAG_COPY 4ull /* of an L2: the L3 may have the line too, an older one */
+#define GHCB_TAG_SHIFT 3
 #define GHCB_TAG_EMPTY (~0ull)
 #define GHCB_NO_WAY GHCB_CACHE_MAX_WAYS
 
@@ -73,16 +78,45 @@ static inline uint64_t ghcb_zero_bytes(uint64_t x)
 	return (x - GHCB_EACH_BYTE) & ~x & GHCB_EACH_BYTE << 7;
 }
 
-/* The way of a key in a set, or GHCB_NO_WAY. What the marks of bytes say above the lowest zero may
- * be wrong, which costs a look at a tag.
+/* Which ways of a set have a signature, one bit each, and maybe others: what is above the lowest
+ * mark may be wrong where bytes are compared in words, which costs a look at a tag.
  */
-static inline uint64_t ghcb_set_find(const ghcb_cache_level_t *level, uint64_t set, uint64_t key,
-				     uint64_t signature)
+static inline uint64_t ghcb_set_marks(const uint64_t *words, uint64_t ways, uint64_t signature)
+{
+#ifdef __SSE2__
+	const __m128i all = _mm_loadu_si128((const __m128i *)words);
+	const __m128i one = _mm_set1_epi8((char)signature);
+
+	return (uint64_t)_mm_movemask_epi8(_mm_cmpeq_epi8(all, one)) & ((1u << ways) - 1);
+#else
+	uint64_t low = ghcb_zero_bytes(words[0] ^ signature);
+	uint64_t high = ghcb_zero_bytes(words[1] ^ signature);
+
+	low = (low >> 7) * 0x0102040810204080ull >> 56;
+	high = (high >> 7) * 0x0102040810204080ull >> 56;
+	return (high << 8 | low) & ((1ull << ways) - 1);
+#endif
+}
+
+/* The way of a key in a set, or GHCB_NO_WAY. Up to eight ways are one word: its bytes are marked
+ * with arithmetic, which takes fewer steps than a way through vector registers.
+ */
+static inline uint64_t ghcb_set_find(const ghcb_cache_level_t *level, uint64_t set, uint64_t key)
 {
 	const uint64_t *words = level->sets + set * GHCB_CACHE_SET_WORDS;
 	const uint64_t *tags = level->tags + set * level->ways;
-	uint64_t marks = ghcb_zero_bytes(words[0] ^ signature), way;
+	uint64_t signature = ghcb_cache_signature(key), marks, way;
 
+	if (level->ways > 8) {
+		marks = ghcb_set_marks(words, level->ways, signature);
+		for (; marks; marks &= marks - 1) {
+			way = (uint64_t)__builtin_ctzll(marks);
+			if (tags[way] >> GHCB_TAG_SHIFT == key)
+				return way;
+		}
+		return GHCB_NO_WAY;
+	}
+	marks = ghcb_zero_bytes(words[0] ^ signature);
 	if (level->ways < 8) /* no bytes of ways that do not exist */
 		marks &= (1ull << 8 * level->ways) - 1;
 	for (; marks; marks &= marks - 1) {
@@ -90,38 +124,25 @@ static inline uint64_t ghcb_set_find(const ghcb_cache_level_t *level, uint64_t s
 		if (tags[way] >> GHCB_TAG_SHIFT == key)
 			return way;
 	}
-	if (level->ways <= 8)
-		return GHCB_NO_WAY;
-	marks = ghcb_zero_bytes(words[1] ^ signature);
-	if (level->ways < 16)
-		marks &= (1ull << 8 * (level->ways - 8)) - 1;
-	for (; marks; marks &= marks - 1) {
-		way = 8 + ((uint64_t)__builtin_ctzll(marks) >> 3);
-		if (tags[way] >> GHCB_TAG_SHIFT == key)
-			return way;
-	}
 	return GHCB_NO_WAY;
 }
 
-/* Where in the order a way stands: four times its place. */
-static inline uint64_t ghcb_order_place(uint64_t order, uint64_t way)
+/* All bits of the places in an order up to that of a way. */
+static inline uint64_t ghcb_order_up_to(uint64_t order, uint64_t way)
 {
 	uint64_t x = order ^ way * GHCB_EACH_NIBBLE;
 
 	x = (x - GHCB_EACH_NIBBLE) & ~x & GHCB_EACH_NIBBLE << 3;
-	return (uint64_t)__builtin_ctzll(x) & ~3ull;
+	return x ^ (x - 1);
 }
 
-/* The way was used: it is the first in the order. */
+/* The way was used: it is the first in the order. No branch: which place it had is hard to guess. */
 static inline void ghcb_set_touch(const ghcb_cache_level_t *level, uint64_t set, uint64_t way)
 {
 	uint64_t *order = level->sets + set * GHCB_CACHE_SET_WORDS + 2;
-	uint64_t below, x = *order;
+	uint64_t x = *order, moved = ghcb_order_up_to(x, way);
 
-	if ((x & 15) == way)
-		return;
-	below = (1ull << ghcb_order_place(x, way)) - 1; /* of the places before it */
-	*order = (x & ~(below << 4 | 15)) | (x & below) << 4 | way;
+	*order = (x & ~moved) | ((x << 4 | way) & moved);
 }
 
 /* The way that is the last in the order. */
@@ -134,97 +155,36 @@ static inline uint64_t ghcb_set_oldest(const ghcb_cache_level_t *level, uint64_t
 static inline void ghcb_set_take_out(const ghcb_cache_level_t *level, uint64_t set, uint64_t way)
 {
 	uint64_t *order = level->sets + set * GHCB_CACHE_SET_WORDS + 2;
-	uint64_t last = 4 * (level->ways - 1), x = *order, place = ghcb_order_place(x, way);
-	uint64_t below = (1ull << place) - 1, used = (1ull << last) - 1;
-	uint64_t beyond = last == 60 ? 0 : x & ~(used << 4 | 15); /* ways that do not exist */
+	uint64_t last = 4 * (level->ways - 1), x = *order;
+	uint64_t used = ~0ull >> (60 - last), stay = ghcb_order_up_to(x, way) >> 4; /* before it */
 
 	level->tags[set * level->ways + way] = GHCB_TAG_EMPTY;
-	*order = beyond | way << last | (x & below) | (x >> 4 & used & ~below);
+	*order = (x & (~used | stay)) | (x >> 4 & used >> 4 & ~stay) | way << last;
 }
 
 /* Put a line in the place of whatever is in a way, and first in the order. */
 static inline void ghcb_set_put(const ghcb_cache_level_t *level, uint64_t set, uint64_t way,
-				uint64_t key, uint64_t signature, uint64_t flags)
+				uint64_t key, uint64_t flags)
 {
 	uint64_t *word = level->sets + set * GHCB_CACHE_SET_WORDS + (way >> 3);
 	uint64_t shift = 8 * (way & 7);
 
-	*word = (*word & ~(0xffull << shift)) | (signature & 0xff) << shift;
+	*word = (*word & ~(0xffull << shift)) | (ghcb_cache_signature(key) & 0xff) << shift;
 	level->tags[set * level->ways + way] = key << GHCB_TAG_SHIFT | flags;
 	ghcb_set_touch(level, set, way);
 }
 
-/* Where a run of accesses of one core under one key is: which line was the last, and its tag. */
-typedef struct {
-	uint64_t core;
-	uint64_t slot;
-	uint64_t last_key; /* GHCB_TAG_EMPTY: none */
-	uint64_t last_at;
-	uint64_t is_miss; /* the run ended where the first eight ways have no such line */
-} ghcb_cache_run_t;
-
-/* Take accesses as long as they hit a level and need nothing else: loads, and stores to lines that
- * are alone. Return the index of the first that does not. `step` is 1 if each access has a flag of
- * its own in `stores`, 0 if the first counts for all; `ways` is level->ways, a constant if possible.
- */
-static inline __attribute__((always_inline)) uint64_t
-ghcb_cache_run_ways(const ghcb_cache_level_t *level, uint64_t ways, ghcb_cache_run_t *run,
-		    const uint64_t *lines, const uint8_t *stores, uint64_t step, uint64_t i,
-		    uint64_t end)
+/* Put a line in the way that is the last in the order, which makes it the first. */
+static inline void ghcb_set_renew(const ghcb_cache_level_t *level, uint64_t set, uint64_t way,
+				  uint64_t key, uint64_t flags)
 {
-	const uint64_t first = run->core * level->n_sets, mask = level->mask;
-	const uint64_t slot = ghcb_cache_key(0, run->slot);
-	uint64_t *const sets = level->sets, *const tags = level->tags;
-	uint64_t last_key = run->last_key, last_at = run->last_at;
-	uint64_t key, marks, way, set, order, below, signature, *words;
+	uint64_t *words = level->sets + set * GHCB_CACHE_SET_WORDS, *word = words + (way >> 3);
+	uint64_t shift = 8 * (way & 7), order = words[2];
+	uint64_t used = ~0ull >> (64 - 4 * level->ways); /* at least one way is */
 
-	for (; i < end; i++) {
-		if (lines[i] >> GHCB_CACHE_LINE_BITS)
-			break;
-		key = slot | lines[i];
-		if (key != last_key) {
-			set = first + (lines[i] & mask);
-			words = sets + set * GHCB_CACHE_SET_WORDS;
-			signature = ghcb_cache_signature(key);
-			marks = ghcb_zero_bytes(words[0] ^ signature);
-			for (;; marks &= marks - 1) {
-				if (!marks) {
-					run->is_miss = 1;
-					goto out;
-				}
-				way = (uint64_t)__builtin_ctzll(marks) >> 3;
-				if (ways >= 8 || way < ways)
-					if (tags[set * ways + way] >> GHCB_TAG_SHIFT == key)
-						break;
-			}
-			order = words[2];
-			if ((order & 15) != way) {
-				below = (1ull << ghcb_order_place(order, way)) - 1;
-				words[2] = (order & ~(below << 4 | 15)) | (order & below) << 4 | way;
-			}
-			last_key = key;
-			last_at = set * ways + way;
-		}
-		if (stores[step * i]) {
-			if (!(tags[last_at] & GHCB_TAG_ALONE))
-				break;
-			tags[last_at] |= GHCB_TAG_DIRTY;
-		}
-	}
-out:
-	run->last_key = last_key;
-	run->last_at = last_at;
-	return i;
-}
-
-/* Only for levels with a power of two of sets; lines in ways above the eighth end a run. */
-static inline uint64_t ghcb_cache_run(const ghcb_cache_level_t *level, ghcb_cache_run_t *run,
-				      const uint64_t *lines, const uint8_t *stores, uint64_t step,
-				      uint64_t i, uint64_t end)
-{
-	if (level->ways == 8 && step == 0)
-		return ghcb_cache_run_ways(level, 8, run, lines, stores, 0, i, end);
-	return ghcb_cache_run_ways(level, level->ways, run, lines, stores, step, i, end);
+	*word = (*word & ~(0xffull << shift)) | (ghcb_cache_signature(key) & 0xff) << shift;
+	level->tags[set * level->ways + way] = key << GHCB_TAG_SHIFT | flags;
+	words[2] = (order & ~used) | (order << 4 & used) | way;
 }
 
 /* A number that follows from a seed and a counter alone. */
