@@ -4,7 +4,8 @@ The peer's trace is a list of Python integers made beforehand, which is its fast
 an array. L1 is the same policy on both sides (LRU, no line leaves it because L2 gave it up), so its
 hits are compared: of loads each one; of stores the peer counts a few misses in a million less. L3
 takes victims here and fills on the way in there. "tracked" is the same and keeps, for each line,
-what software meant and what memory holds, under which key; the peer has nothing like it.
+what software meant and what memory holds, under which key; the peer has nothing like it, and stands
+beside it once more in rows of their own.
 
 Sizes: 1 M accesses; one pass over memory in words, lines that fit L1 or L2, lines that fit nothing.
 """
@@ -84,7 +85,8 @@ def bench_access(
         def access(simulator: Any) -> int:
             return int(simulator.access(lines, stores).l1_hits)
 
-    hits = timed(work, who, N, UNIT, access, prepare=fresh, rounds=3)
+    tracked = [(f"{work}, tracked", OURS if who == "tracked" else who)] if who != OURS else []
+    hits = timed(work, who, N, UNIT, access, prepare=fresh, rounds=3, also=tracked)
     slack = N // 10_000 if who == "pycachesim" and stores else 0
     assert abs(hits - l1_hits(lines)) <= slack
 

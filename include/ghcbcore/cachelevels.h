@@ -27,6 +27,7 @@
 #define GHCB_CACHE_USUAL 32ull    /* three levels with 8, 8 and 16 ways, a power of two of sets */
 
 #define GHCB_CACHE_LOADS 64ull    /* no access is a store */
+#define GHCB_CACHE_STORES 256ull  /* each access is a store */
 #define GHCB_CACHE_QUEUED 128ull  /* writes to memory may wait for ghcb_cache_drain() */
 
 #define GHCB_CACHE_VERSION_BITS 54

@@ -127,7 +127,9 @@ GHCB_CACHE_INLINE uint64_t ghcb_cache_go(ghcb_cache_t *c, uint64_t kind,
 			break;
 		if (!(kind & GHCB_CACHE_USUAL) && (slot >= GHCB_KEY_N_SLOTS || core >= c->n_cores))
 			break;
-		is_store = kind & GHCB_CACHE_LOADS ? 0 : t.stores[t.store_step * i];
+		is_store = kind & GHCB_CACHE_STORES ? 1 : 0;
+		if (!(kind & (GHCB_CACHE_LOADS | GHCB_CACHE_STORES)))
+			is_store = t.stores[t.store_step * i];
 		key = ghcb_cache_key(line, slot);
 		if (key != last_key || core != last_core) {
 			set = ghcb_cache_at(&l1, kind, ghcb_cache_unit(c, kind, 0, core), line);
@@ -190,6 +192,20 @@ ghcb_cache_go_loads(ghcb_cache_t *c, const ghcb_cache_trace_t *trace, uint64_t i
 }
 
 static __attribute__((noinline, unused)) uint64_t
+ghcb_cache_go_stores(ghcb_cache_t *c, const ghcb_cache_trace_t *trace, uint64_t i, uint64_t end)
+{
+	return ghcb_cache_go(c, GHCB_CACHE_USUAL | GHCB_CACHE_STORES, trace, i, end);
+}
+
+static __attribute__((noinline, unused)) uint64_t
+ghcb_cache_go_tracked_stores(ghcb_cache_t *c, const ghcb_cache_trace_t *trace, uint64_t i,
+			     uint64_t end)
+{
+	return ghcb_cache_go(c, GHCB_CACHE_USUAL | GHCB_CACHE_STORES | GHCB_CACHE_TRACKED, trace, i,
+			     end);
+}
+
+static __attribute__((noinline, unused)) uint64_t
 ghcb_cache_go_plain(ghcb_cache_t *c, const ghcb_cache_trace_t *trace, uint64_t i, uint64_t end)
 {
 	return ghcb_cache_go(c, GHCB_CACHE_USUAL, trace, i, end);
@@ -214,9 +230,13 @@ static inline uint64_t ghcb_cache_run(ghcb_cache_t *c, const ghcb_cache_trace_t 
 	if (!(c->kind & GHCB_CACHE_USUAL) || trace->slot_step || trace->core_step ||
 	    trace->cores[0] || trace->slots[0] >= GHCB_KEY_N_SLOTS)
 		return ghcb_cache_go_anyhow(c, trace, i, end);
+	if (!trace->store_step && trace->stores[0])
+		return c->kind & GHCB_CACHE_TRACKED
+			       ? ghcb_cache_go_tracked_stores(c, trace, i, end)
+			       : ghcb_cache_go_stores(c, trace, i, end);
 	if (c->kind & GHCB_CACHE_TRACKED)
 		return ghcb_cache_go_tracked(c, trace, i, end);
-	if (!trace->store_step && !trace->stores[0])
+	if (!trace->store_step)
 		return ghcb_cache_go_loads(c, trace, i, end);
 	return ghcb_cache_go_plain(c, trace, i, end);
 }
