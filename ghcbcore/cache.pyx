@@ -192,10 +192,13 @@ cdef class Cache:
         is_shared = self.c.kind & clib.GHCB_CACHE_SHARED != 0
         if not (self.track or is_shared) or self.c.pages.n_blocks + n <= self.cap_blocks:
             return 0
-        cap = max(2 * self.cap_blocks, self.c.pages.n_blocks + n)
-        size = 1 << (int(2 * cap - 1)).bit_length()
         arrays = 2 * self.track + is_shared
-        need = self.cache_bytes + 8 * (cap * PAGE_LINES * arrays + 2 * size)
+        for factor in (4, 2):  # more room than is needed costs nothing until it is touched
+            cap = max(factor * self.cap_blocks, self.c.pages.n_blocks + n)
+            size = 1 << (int(2 * cap - 1)).bit_length()
+            need = self.cache_bytes + 8 * (cap * PAGE_LINES * arrays + 2 * size)
+            if need <= self.max_bytes:
+                break
         if need > self.max_bytes:
             raise _errors.OutOfRange(
                 f"memory of {self.c.pages.n_blocks} pages and the caches take {need} bytes with "
