@@ -147,8 +147,8 @@ static inline uint64_t ghcb_frame_dma(const ghcb_frame_op_t *op, const ghcb_fram
 static inline uint64_t ghcb_frame_store_key(const ghcb_frame_op_t *op)
 {
     if (!(op->value & FRAME_ACCESS_C))
-        return FRAME_KEY_PLAIN;
-    return op->kind == FRAME_OP_GUEST_ACCESS ? op->asid : FRAME_KEY_SME;
+        return GHCB_KEY_SLOT_NONE;
+    return op->kind == FRAME_OP_GUEST_ACCESS ? op->asid : GHCB_KEY_SLOT_SME;
 }
 
 #endif

@@ -11,6 +11,7 @@
 #define GHCBCORE_FRAME_OP_H
 
 #include <ghcbcore/frame.h>
+#include <ghcbcore/keyslot.h>
 
 /* cffi: begin */
 /* Views that software keeps: no rule refuses, whatever is true. */
@@ -68,10 +69,8 @@
 #define FRAME_SWAP_VALIDATED 2
 #define FRAME_SWAP_VMSA 4
 
-/* Key slots, as the memory controllers of Genoa have them. */
-#define FRAME_KEY_PLAIN 0
-#define FRAME_KEY_NONE 1022 /* a reserved slot: nobody has written there */
-#define FRAME_KEY_SME 1023
+/* The key slot of content that nobody has written. */
+#define FRAME_KEY_NONE GHCB_KEY_SLOT_RESERVED_LAST
 
 /* Switches: where the sources differ or do not say. */
 #define FRAME_RULE_KEEP_VALIDATED 0   /* RMPUPDATE with nothing new keeps what was validated */

@@ -73,7 +73,7 @@ static inline uint32_t ghcb_frame_disagree(const ghcb_frame_view_t *v, uint64_t 
         d |= (uint32_t)is_shared << FRAME_DIFFER_LISTED_PRIVATE_MAPPED_SHARED;
     }
     d |= (uint32_t)(is_private && is_written && v->key != asid) << FRAME_DIFFER_CONTENT_PRIVATE;
-    d |= (uint32_t)(is_shared && is_written && v->key != FRAME_KEY_PLAIN) << FRAME_DIFFER_CONTENT_SHARED;
+    d |= (uint32_t)(is_shared && is_written && v->key != GHCB_KEY_SLOT_NONE) << FRAME_DIFFER_CONTENT_SHARED;
     return d;
 }
 

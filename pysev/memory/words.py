@@ -83,7 +83,7 @@ FIRMWARE_NAMES = tuple(
     for row in OPERATIONS
     if lib.FRAME_OP_GCTX_CREATE <= row.code < lib.FRAME_OP_LEAF
 )
-MAX_ASID = int(lib.FRAME_KEY_SME)
+MAX_ASID = int(lib.GHCB_KEY_SLOT_SME)
 MAX_WORD = int(np.iinfo(np.uint64).max)
 DISAGREEMENT_NUMBERS = _numbers(DISAGREEMENTS)
 DISAGREEMENT_TEXTS = MappingProxyType({row.name: row.what for row in DISAGREEMENTS})
@@ -134,9 +134,9 @@ def key_name(slot: int) -> str:
     """Return a key slot in words."""
     if slot == lib.FRAME_KEY_NONE:
         return "never written"
-    if slot == lib.FRAME_KEY_PLAIN:
+    if slot == lib.GHCB_KEY_SLOT_NONE:
         return "plain"
-    return "SME" if slot == lib.FRAME_KEY_SME else f"ASID {slot}"
+    return "SME" if slot == lib.GHCB_KEY_SLOT_SME else f"ASID {slot}"
 
 
 def rights_text(rights: int) -> str:

@@ -39,10 +39,10 @@ def key(frames):
 @pytest.mark.parametrize(
     ("ops", "expected"),
     [
-        ([], lib.FRAME_KEY_PLAIN),
+        ([], lib.GHCB_KEY_SLOT_NONE),
         ([Op(lib.FRAME_OP_CONTENT, value=77)], 77),
-        ([Op(lib.FRAME_OP_HOST_ACCESS, value=STORE | C)], lib.FRAME_KEY_SME),
-        ([Op(lib.FRAME_OP_DMA, value=STORE | C)], lib.FRAME_KEY_SME),
+        ([Op(lib.FRAME_OP_HOST_ACCESS, value=STORE | C)], lib.GHCB_KEY_SLOT_SME),
+        ([Op(lib.FRAME_OP_DMA, value=STORE | C)], lib.GHCB_KEY_SLOT_SME),
         ([Op(lib.FRAME_OP_GUEST_ACCESS, asid=9, value=STORE | C)], 9),  # SEV without SNP
         ([GUESTS, VALID, Op(lib.FRAME_OP_GUEST_ACCESS, asid=5, value=STORE | C | SNP)], 5),
         ([GUESTS, VALID, Op(lib.FRAME_OP_GUEST_ACCESS, asid=5, value=WRITE | C | SNP)], 0),
