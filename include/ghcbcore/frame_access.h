@@ -10,7 +10,7 @@
  * The error bits that the access itself brings (present, write, user, fetch, C-bit, final address) are
  * reported as KVM's handlers expect to see them; a nested fault always has the user bit.
  *
- * Source: spec/snp-host.md 5.6 (Linux kvm/svm/sev.c, mm/fault.c; AMD64 APM volume 2); a page in use
+ * Source: Linux kvm/svm/sev.c, mm/fault.c; AMD64 APM volume 2; a page in use
  * that a guest touches: Linux d2062cc1b1c3.
  */
 #ifndef GHCBCORE_FRAME_ACCESS_H

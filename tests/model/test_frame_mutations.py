@@ -32,7 +32,7 @@ from ghcbcore.frame import Op
 
 INCLUDE = Path(ghcbcore.get_include())
 DRIVER = Path(__file__).with_name("frame_driver.c")
-HEADERS = ("frame_rule.h", "frame_access.h")
+HEADERS = ("frame_instruction.h", "frame_firmware.h", "frame_rule.h", "frame_access.h")
 MAX_FRAMES = 8192
 
 
