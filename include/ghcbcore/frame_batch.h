@@ -23,33 +23,6 @@ typedef struct ghcb_undo {
     uint32_t id;
 } ghcb_undo_t;
 
-/* Give a frame a record that is known by its number. */
-static inline int ghcb_tree_set(ghcb_tree_t *t, uint64_t p, uint32_t id)
-{
-    uint32_t ids[GHCB_TREE_SLOTS + 1];
-    uint16_t entries[GHCB_TREE_SLOTS] = {0};
-    unsigned n_ids = 1;
-    ghcb_node_t *node = ghcb_tree_own_node(t, p >> GHCB_TREE_NODE_SHIFT);
-    uint64_t *slot;
-
-    if (!node)
-        return GHCB_STORE_NO_MEMORY;
-    slot = &node->slots[p >> GHCB_TREE_REGION_SHIFT & (GHCB_TREE_SLOTS - 1)];
-    if (ghcb_slot_is_uniform(*slot)) {
-        ids[0] = ghcb_slot_id(*slot);
-    } else {
-        ghcb_chunk_unpack(ghcb_slot_chunk(*slot), entries);
-        n_ids = ghcb_slot_chunk(*slot)->n_entries;
-        memcpy(ids, ghcb_slot_chunk(*slot)->ids, n_ids * sizeof(*ids));
-    }
-    ids[n_ids] = id;
-    entries[p & (FRAME_REGION - 1)] = (uint16_t)n_ids;
-    if (ghcb_tree_build(t, slot, ids, n_ids + 1, entries) != GHCB_OK)
-        return GHCB_STORE_NO_MEMORY;
-    ghcb_tree_join(t, p >> GHCB_TREE_NODE_SHIFT);
-    return GHCB_OK;
-}
-
 /* Sort by region; `room` is as long as `frames`. Returns which of the two has the result. */
 static inline uint64_t *ghcb_batch_sort(uint64_t *frames, uint64_t *room, uint64_t n, uint64_t n_pages)
 {

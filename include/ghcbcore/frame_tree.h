@@ -230,22 +230,15 @@ static inline int ghcb_tree_array(
     return GHCB_OK;
 }
 
-/* Give one frame another content as a whole, whatever rules say: for entries that are read in, and for
- * firmware's commands that concern two frames. */
-static inline int ghcb_tree_put(ghcb_tree_t *t, uint64_t p, const ghcb_frame_t *frame)
+/* Give a frame a record that is known by its number. */
+static inline int ghcb_tree_set(ghcb_tree_t *t, uint64_t p, uint32_t id)
 {
-    uint32_t old = ghcb_root_id(t->root, p), id, since[FRAME_N_VIEWS], ids[GHCB_TREE_SLOTS + 1];
-    unsigned views = ghcb_frame_differ(frame, &t->store.records[old].frame), n_ids = 1;
+    uint32_t ids[GHCB_TREE_SLOTS + 1];
     uint16_t entries[GHCB_TREE_SLOTS] = {0};
-    ghcb_node_t *node;
+    unsigned n_ids = 1;
+    ghcb_node_t *node = ghcb_tree_own_node(t, p >> GHCB_TREE_NODE_SHIFT);
     uint64_t *slot;
 
-    if (!views)
-        return GHCB_OK;
-    for (unsigned v = 0; v < FRAME_N_VIEWS; v++)
-        since[v] = views >> v & 1 ? t->event : t->store.records[old].since[v];
-    id = ghcb_store_intern(&t->store, frame, since);
-    node = id ? ghcb_tree_own_node(t, p >> GHCB_TREE_NODE_SHIFT) : NULL;
     if (!node)
         return GHCB_STORE_NO_MEMORY;
     slot = &node->slots[p >> GHCB_TREE_REGION_SHIFT & (GHCB_TREE_SLOTS - 1)];
@@ -262,6 +255,21 @@ static inline int ghcb_tree_put(ghcb_tree_t *t, uint64_t p, const ghcb_frame_t *
         return GHCB_STORE_NO_MEMORY;
     ghcb_tree_join(t, p >> GHCB_TREE_NODE_SHIFT);
     return GHCB_OK;
+}
+
+/* Give one frame another content as a whole, whatever rules say: for entries that are read in, and for
+ * firmware's commands that concern two frames. */
+static inline int ghcb_tree_put(ghcb_tree_t *t, uint64_t p, const ghcb_frame_t *frame)
+{
+    uint32_t old = ghcb_root_id(t->root, p), id, since[FRAME_N_VIEWS];
+    unsigned views = ghcb_frame_differ(frame, &t->store.records[old].frame);
+
+    if (!views)
+        return GHCB_OK;
+    for (unsigned v = 0; v < FRAME_N_VIEWS; v++)
+        since[v] = views >> v & 1 ? t->event : t->store.records[old].since[v];
+    id = ghcb_store_intern(&t->store, frame, since);
+    return id ? ghcb_tree_set(t, p, id) : GHCB_STORE_NO_MEMORY;
 }
 
 /* Beginning and end ----------------------------------------------------------------------------- */
