@@ -39,7 +39,7 @@ class Timed:
 
 
 def _rate(per_second: float, unit: str) -> str:
-    for scale, prefix in ((1e9, "G "), (1e6, "M "), (1e3, "k ")):
+    for scale, prefix in ((1e12, "T "), (1e9, "G "), (1e6, "M "), (1e3, "k ")):
         if per_second >= scale:
             return f"{per_second / scale:.3g} {prefix}{unit}/s"
     return f"{per_second:.3g} {unit}/s"
