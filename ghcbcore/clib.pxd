@@ -1207,8 +1207,7 @@ cdef extern from "ghcbcore/cacheset.h" nogil:
         uint64_t ways
 
 cdef extern from "ghcbcore/frame_batch.h" nogil:
-    bint ghcb_batch_may_sort(const ghcb_tree_t *tree, const ghcb_frame_op_t *op, uint64_t n)
-    bint ghcb_batch_array(
+    uint64_t ghcb_batch_frames(
         ghcb_tree_t *tree, const ghcb_frame_op_t *op, const uint64_t *frames, uint64_t n,
         ghcb_tree_done_t *done,
     )

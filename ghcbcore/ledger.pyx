@@ -329,18 +329,15 @@ cdef class Ledger:
         cdef uint64_t i, n_before
         cdef int status
         if n_ops == 1:
-            if each == 1 and clib.ghcb_batch_may_sort(&self.tree, ops, n_inside):
-                if clib.ghcb_batch_array(&self.tree, ops, frames, n_inside, done):
-                    return clib.GHCB_OK if n_inside == n else clib.GHCB_E_OUT_OF_RANGE
-            return clib.ghcb_tree_array(&self.tree, ops, frames, n, each, done)
+            i = clib.ghcb_batch_frames(&self.tree, ops, frames, n_inside if each == 1 else 0, done)
+            status = clib.ghcb_tree_array(&self.tree, ops, frames + i, n - i, each, done)
+            done.n_done += i
+            return status
         self.tree.sequence = ops
         self.tree.n_sequence = n_ops
-        if clib.ghcb_batch_may_sort(&self.tree, ops, n_inside):
-            if clib.ghcb_batch_array(&self.tree, ops, frames, n_inside, done):
-                self.tree.n_sequence = 0
-                return clib.GHCB_OK if n_inside == n else clib.GHCB_E_OUT_OF_RANGE
+        i = clib.ghcb_batch_frames(&self.tree, ops, frames, n_inside, done)
         self.tree.n_sequence = 0
-        for i in range(n):
+        while i < n:
             n_before = done.n_changed
             for k in range(n_ops):
                 clib.ghcb_store_begin(&self.tree.store)
@@ -350,6 +347,7 @@ cdef class Ledger:
                     done.n_done = i
                     return status
             done.n_changed = n_before + (1 if done.n_changed > n_before else 0)
+            i += 1
         done.n_done = n
         return clib.GHCB_OK
 

@@ -16,6 +16,7 @@
 
 #define GHCB_BATCH_SORTED 1024 /* elements from which on sorting pays */
 #define GHCB_BATCH_DIGIT 12
+#define GHCB_BATCH_MOST (1U << 20) /* elements at a time: 40 MiB beside the array */
 
 /* What a changed frame was before. */
 typedef struct ghcb_undo {
@@ -147,6 +148,7 @@ static inline int ghcb_batch_array(
     size_t bytes = n * (2 * sizeof(uint64_t) + sizeof(ghcb_undo_t));
     uint64_t *a = malloc(bytes), *sorted, n_undo;
     ghcb_undo_t *undo;
+    ghcb_tree_done_t before = *done;
     int stop = 0;
 
     if (!a)
@@ -163,12 +165,29 @@ static inline int ghcb_batch_array(
         (void)ghcb_tree_set(t, undo[n_undo].p, undo[n_undo].id);
     free(a);
     if (stop) {
-        memset(done, 0, sizeof(*done));
+        *done = before;
         ghcb_store_begin(&t->store); /* numbers may have been given anew */
         return 0;
     }
-    done->n_done = n;
+    done->n_done = before.n_done + n;
     return 1;
+}
+
+/* As many elements as can be done in another order, a piece of the array after the other; `done` counts
+ * them. The rest, if any, must be done as it stands. */
+static inline uint64_t ghcb_batch_frames(
+    ghcb_tree_t *t, const ghcb_frame_op_t *op, const uint64_t *frames, uint64_t n, ghcb_tree_done_t *done)
+{
+    uint64_t i = 0;
+
+    while (i < n && ghcb_batch_may_sort(t, op, n - i)) {
+        uint64_t piece = n - i < GHCB_BATCH_MOST ? n - i : GHCB_BATCH_MOST;
+
+        if (!ghcb_batch_array(t, op, frames + i, piece, done))
+            break;
+        i += piece;
+    }
+    return i;
 }
 
 #endif

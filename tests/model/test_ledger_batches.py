@@ -170,3 +170,24 @@ def test_what_is_no_sequence_is_refused(ops, text):
     with pytest.raises(OutOfRange, match=text):
         ledger.array(ops, np.zeros(1, np.uint64))
     assert ledger.event == len(TO_PRIVATE)
+
+
+def test_an_array_longer_than_is_sorted_at_a_time_stops_where_it_must():
+    n = 1 << 21
+    ledger = Ledger(n)
+    for op in TO_PRIVATE:
+        ledger.range(op, 0, n)
+    frames = np.random.default_rng(4).permutation(n)[:1_300_000].astype(np.uint64)
+    frozen = lib.FRAME_NEW_ASSIGNED | lib.FRAME_NEW_IMMUTABLE
+    ledger.range(Op(lib.FRAME_OP_RMPUPDATE, asid=1, value=frozen), int(frames[1_200_000]), 1)
+    done = ledger.array(Op(lib.FRAME_OP_RMPUPDATE), frames)
+    assert (done.n_done, done.n_changed) == (1_200_000, 1_200_000)
+    snapshot = ledger.snapshot()
+    words = snapshot.records()["word"][snapshot.ids(frames)]
+    is_assigned = (words >> np.uint64(lib.FRAME_ASSIGNED) & np.uint64(1)).astype(bool)
+    assert not is_assigned[:1_200_000].any() and is_assigned[1_200_000:].all()
+    listed = ledger.array(TO_SHARED[2:], frames)
+    assert (listed.n_done, listed.n_changed) == (len(frames), len(frames))
+    with pytest.raises(OutOfRange, match=rf"frames\[{len(frames)}\] = {n:#x}"):
+        ledger.array(TO_PRIVATE[2], np.append(frames, np.uint64(n)))
+    assert ledger.frame(int(frames[-1])).since[lib.FRAME_VIEW_LISTED] == ledger.event
