@@ -605,7 +605,6 @@ cdef class Snapshot:
         cdef uint64_t start, end
         cdef uint64_t[::1] into
         _span(self.ledger, first, n_pages, &start, &end)
-        records = self.records()
         _check_classes(self.n_records, classes)
         result = np.zeros(int(np.asarray(classes).max()) + 1, np.uint64)
         into = result

@@ -17,6 +17,7 @@ from pysev.decode.firmware import explain_command, explain_status
 from pysev.decode.msr import explain_msr
 from pysev.decode.rmp import explain_rmp
 from pysev.decode.sev import explain_sev_status
+from pysev.tables.frames import CODES
 from pysev.tables.nae import AUTOMATIC_EXITS, EVENTS, MALFORMED, PSC_STATUS, REPLIES
 
 __all__ = ["READERS", "number"]
@@ -166,12 +167,7 @@ def _rmp_registers(at: Mapping[str, str]) -> Words | None:
 
 
 def _rmpupdate(at: Mapping[str, str]) -> Words:
-    texts = {
-        lib.SEV_RMP_FAIL_INPUT: "bad input",
-        lib.SEV_RMP_FAIL_PERMISSION: "the entry may not be changed",
-        lib.SEV_RMP_FAIL_IN_USE: "the page is in use",
-        lib.SEV_RMP_FAIL_OVERLAP: "a 4 KiB and a 2 MiB page overlap",
-    }
+    texts = {row.code: row.what for row in CODES}
     value = int(at["ret"][:20])
     return {"said": f"{value}, {texts.get(value, 'no known reason')}"}
 

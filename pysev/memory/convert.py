@@ -98,8 +98,7 @@ def to_private(
     """Yield the steps that make spans private; take one after the other while none is refused.
 
     ``leaf`` (of the page table) and ``size`` (of the RMP's entries): 0, 1 or None as aligned;
-    without
-    ``maps`` the page table stays as it is.
+    without ``maps`` the page table stays as it is.
     """
     asid, shift = memory.asid, memory.shift
     private = Op(lib.FRAME_OP_MAP, value=lib.FRAME_PRIVATE)

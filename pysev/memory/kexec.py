@@ -1,20 +1,16 @@
 """The page side of an SNP guest's life and of its kexec, step by step as Linux does it.
 
 Only pages: who is stopped, woken and asked is the flows' affair. Each step is what the guest and
-its
-hypervisor do together, and each has a name by which a disagreement can be laid at its door.
+its hypervisor do together, and has a name by which a disagreement can be laid at its door.
 
-    accept       firmware and kernel validate all RAM; the page table maps it private in large
-    leaves
+    accept       firmware and kernel validate all RAM; it is mapped private in large leaves
     share        buffers, GHCBs and data that the host must see become shared, split leaves and all
     finish       snp_kexec_finish: walk the leaves, make shared ones private again, but for those
-    that
-                 hold a GHCB; these last, by the MSR protocol, 4 KiB at a time
+                 that hold a GHCB; these last, by the MSR protocol, 4 KiB at a time
     boot_again   the second kernel maps all of it private and notes it as validated
 
 Source: Linux arch/x86/coco/sev/core.c; ``strict`` and ``leaf_base`` are the two repairs of
-82b7f88f2316
-("x86/sev: Fix making shared pages private during kdump").
+82b7f88f2316 ("x86/sev: Fix making shared pages private during kdump").
 """
 
 from __future__ import annotations
@@ -54,8 +50,8 @@ class KexecPages:
         What else is shared: swiotlb, descriptor rings, bss_decrypted.
     strict, leaf_base : bool
         False brings a bug back: a leaf just below a GHCB is skipped as if it held it (K1); of a
-        large
-        leaf only what follows the GHCB is converted at last, and what follows the leaf again (K2).
+        large leaf only what follows the GHCB is converted at last, and what follows the leaf again
+        (K2).
 
     Raises
     ------
@@ -64,9 +60,8 @@ class KexecPages:
 
     Notes
     -----
-    ``exits`` counts the VMGEXITs of ``finish``, by its two parts: one for each leaf (8 of 1
-    GiB), one for
-    each 4 KiB of the last leaves.
+    ``exits`` counts the VMGEXITs of ``finish``, by its two parts: one for each leaf (8 of 1 GiB),
+    one for each 4 KiB of the last leaves.
     """
 
     memory: Memory
