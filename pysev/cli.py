@@ -311,7 +311,8 @@ def _run(arguments: argparse.Namespace) -> int:
         memory = MemoryMap.from_text(_stdin(), "standard input")
     elif arguments.memmap is not None:
         memory = MemoryMap.from_file(arguments.memmap)
-    machine = Machine.of(arguments.cpus, memory, jump_table=scenario.jump_table)
+    n_cpus = scenario.n_cpus(arguments.cpus)
+    machine = Machine.of(n_cpus, memory, jump_table=scenario.jump_table)
     if arguments.repeat < 1:
         raise _UsageError(f"--repeat {arguments.repeat}: must be at least 1")
     to = [path for path in (arguments.trace, arguments.perfetto) if path is not None]
@@ -346,7 +347,7 @@ def _check(arguments: argparse.Namespace) -> int:
     from .checking import check
     from .machine import Machine
     from .memmap import parse_size
-    from .report import check_row, check_table, check_text, expected_verdict, is_expected
+    from .report import check_row, check_table, check_text, is_expected
     from .scenarios import all_scenarios, find
 
     if arguments.all == (arguments.scenario is not None):
@@ -360,8 +361,8 @@ def _check(arguments: argparse.Namespace) -> int:
     if max_bytes < MIN_CHECK_BYTES:
         raise _UsageError(f"--max-memory {arguments.max_memory}: must be at least 16M")
     rows, texts, results, expected = [], [], [], []
-    n_cpus = arguments.cpus
     for scenario in all_scenarios() if arguments.all else [find(arguments.scenario)]:
+        n_cpus = scenario.n_cpus(arguments.cpus)
         machine = Machine.of(n_cpus, jump_table=scenario.jump_table)
         flow = scenario.build(machine)
         result = check(
@@ -375,7 +376,7 @@ def _check(arguments: argparse.Namespace) -> int:
         expected.append(is_expected(scenario, result))
         results.append(
             result.as_json()
-            | {"expected": expected_verdict(scenario, n_cpus), "as_expected": expected[-1]}
+            | {"expected": scenario.expected_with(n_cpus), "as_expected": expected[-1]}
         )
         if arguments.all:
             rows.append(check_row(scenario, result))

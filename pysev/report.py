@@ -15,7 +15,6 @@ __all__ = [
     "check_row",
     "check_table",
     "check_text",
-    "expected_verdict",
     "is_expected",
     "run_text",
     "scenarios_text",
@@ -107,7 +106,7 @@ def check_row(scenario: Scenario, result: CheckResult) -> tuple[str, ...]:
     """One line of ``check --all``."""
     right = "as expected"
     if not is_expected(scenario, result):
-        right = f"EXPECTED {expected_verdict(scenario, result.n_cpus)}"
+        right = f"EXPECTED {scenario.expected_with(result.n_cpus)}"
     return (
         scenario.name,
         result.verdict,
@@ -122,14 +121,9 @@ def check_table(rows: Sequence[tuple[str, ...]]) -> str:
     return _table(rows)
 
 
-def expected_verdict(scenario: Scenario, n_cpus: int) -> str:
-    """Return the verdict to expect: with one CPU there is no other whose fate could go wrong."""
-    return scenario.expected if n_cpus > 1 else "holds"
-
-
 def is_expected(scenario: Scenario, result: CheckResult) -> bool:
     """Return whether the verdict is the expected one, and for the reason that the source gives."""
-    expected = expected_verdict(scenario, result.n_cpus)
+    expected = scenario.expected_with(result.n_cpus)
     because = scenario.because if expected != "holds" else ""
     return result.verdict == expected and (
         result.property == because if because else not result.violations
@@ -175,8 +169,8 @@ def check_text(
 
 def check_sentence(scenario: Scenario, result: CheckResult, texts: dict[str, str]) -> str:
     """The verdict of a check in one sentence."""
-    wanted = expected_verdict(scenario, result.n_cpus)
-    story = scenario.story if wanted == scenario.expected else "there is no other CPU"
+    wanted = scenario.expected_with(result.n_cpus)
+    story = scenario.story if wanted == scenario.expected else "there are too few CPUs for it"
     because = f": {story}" if is_expected(scenario, result) else ""
     expected = "as expected" if because else f"but {wanted} was expected"
     if result.verdict == "holds":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 
 from ghcbcore.errors import SevError
 
@@ -49,6 +50,11 @@ class Scenario:
         Makes the flow for a machine.
     jump_table : int or None
         Where the firmware of this scenario's machine has the jump table, if not where the map says.
+    from_cpus : int
+        CPUs from which on ``expected`` shows; with fewer there is nobody whose fate could go
+        wrong, and the scenario holds.
+    fixed_cpus : int or None
+        The scenario is about a machine of so many CPUs, whatever else was asked for.
     """
 
     name: str
@@ -60,7 +66,24 @@ class Scenario:
     build: Callable[[Machine], Flow]
     assumes: tuple[str, ...] = ()
     jump_table: int | None = None
+    from_cpus: int = 2
+    fixed_cpus: int | None = None
 
+    @property
+    def family(self) -> str:
+        return self.name.partition("/")[0]
+
+    def n_cpus(self, asked: int) -> int:
+        """Return how many CPUs its machine has where ``asked`` were asked for."""
+        return asked if self.fixed_cpus is None else self.fixed_cpus
+
+    def expected_with(self, n_cpus: int) -> str:
+        """Return the verdict to expect with so many CPUs."""
+        return self.expected if n_cpus >= self.from_cpus else "holds"
+
+
+FAMILIES = ("sev_es_kexec",)
+"""The modules that register scenarios, in the order in which these are listed."""
 
 _SCENARIOS: dict[str, Scenario] = {}
 
@@ -75,8 +98,8 @@ def register(scenario: Scenario) -> Scenario:
 
 def all_scenarios() -> list[Scenario]:
     """Return every scenario, in the order of its family's file."""
-    from . import sev_es_kexec  # noqa: F401  (registers its scenarios)
-
+    for family in FAMILIES:
+        import_module(f"{__package__}.{family}")
     return list(_SCENARIOS.values())
 
 
