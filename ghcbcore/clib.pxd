@@ -277,6 +277,11 @@ cdef extern from "ghcbcore/machine.h" nogil:
         GHCB_OP_EACH
         GHCB_OP_CALL
         GHCB_OP_FRAME
+        GHCB_OP_REACH
+        GHCB_OP_NUMBER
+        GHCB_REACH_PLACE_SHIFT
+        GHCB_REACH_PLACE_MASK
+        GHCB_REACH_BLOCK_SHIFT
         GHCB_FRAME_REGION_SHIFT
         GHCB_TRACE_FRAME
         GHCB_OP_END
@@ -1291,3 +1296,37 @@ cdef extern from "ghcbcore/cachewalk.h" nogil:
     )
     void ghcb_cache_evict(ghcb_cache_t *c, uint64_t n)
     void ghcb_cache_count(const ghcb_cache_t *c, uint64_t i, uint64_t *counts)
+
+cdef extern from "ghcbcore/places.h" nogil:
+    uint64_t GHCB_REACH_OP_MASK
+    enum:
+        GHCB_PLACE_END
+        GHCB_REACH_N_ARGS
+
+    ctypedef struct ghcb_place_t:
+        uint32_t kind
+        uint32_t options
+        uint32_t first
+        uint32_t n_words
+        uint32_t slice_first
+        uint32_t n_slice
+
+    ctypedef struct ghcb_reach_op_t:
+        uint32_t code
+        uint32_t local
+        uint64_t arg[3]
+
+    ctypedef struct ghcb_places_t:
+        const ghcb_reach_op_t *ops
+        const ghcb_place_t *places
+
+    ctypedef struct ghcb_reach_from_t:
+        uint64_t *words
+        uint64_t *own
+        uint64_t *slices
+        uint64_t n_slices
+        uint64_t stride
+
+    uint64_t ghcb_places_carry_out(
+        const ghcb_places_t *places, const ghcb_reach_from_t *reach, uint64_t which, uint64_t value
+    )

@@ -477,7 +477,7 @@ cdef class Explorer:
                 if alt.each:
                     found.append((a, 0, 0, ALL))
                     continue
-                apply(self.program.code, alt, &self.program.profile.c, &self.program.frames, sg, ss, ss, NULL, 0, 0, NULL)
+                apply(self.program.code, alt, &self.program.profile.c, &self.program.tables, sg, ss, ss, NULL, 0, 0, NULL)
                 self.n_executed += 1
                 g2 = self._intern(self.globals_, sg)
                 s2 = self._intern(self.slices_, ss) if s != NO_SLICE else 0
@@ -576,7 +576,7 @@ cdef class Explorer:
             other = slices + (j if kind == PAIR else i if alt.binds else 0) * n_slice
             if kind == PAIR and not enabled(self.program.code, alt, self.scratch, own, other):
                 continue
-            apply(self.program.code, alt, &self.program.profile.c, &self.program.frames, self.scratch, own, other,
+            apply(self.program.code, alt, &self.program.profile.c, &self.program.tables, self.scratch, own, other,
                   slices, self.n_others, n_slice, NULL)
             self.n_executed += 1
             g2 = self._intern_record(self.scratch, after)

@@ -12,7 +12,9 @@ from ghcbcore.clib cimport (
     ghcb_frames_t,
     ghcb_host_t,
     ghcb_insn_t,
+    ghcb_places_t,
     ghcb_profile_t,
+    ghcb_reach_from_t,
     ghcb_role_t,
     ghcb_trace_t,
     ghcb_vcpu_t,
@@ -20,6 +22,12 @@ from ghcbcore.clib cimport (
 )
 from ghcbcore.host cimport host_call
 from ghcbcore.profile cimport Profile
+
+
+cdef struct Tables:
+    # what instructions name by number: operations on frames and on places
+    ghcb_frames_t frames
+    ghcb_places_t places
 
 
 cdef inline uint64_t *word(uint32_t operand, uint64_t *g, uint64_t *own, uint64_t *other) noexcept nogil:
@@ -55,13 +63,15 @@ cdef inline bint enabled(
 
 
 cdef inline uint32_t one(
-    const ghcb_insn_t *insn, const ghcb_host_t *host, const ghcb_frames_t *frames,
+    const ghcb_insn_t *insn, const ghcb_host_t *host, const Tables *tables,
     uint64_t *g, uint64_t *own, uint64_t *other, uint32_t own_cpu, uint32_t other_cpu,
     ghcb_trace_t *trace,
 ) noexcept nogil:
     """Execute one instruction other than EACH; return how many of the following to skip."""
     cdef uint64_t *a
     cdef uint64_t b
+    cdef uint64_t block
+    cdef ghcb_reach_from_t reach
     if insn.op <= clib.GHCB_OP_LAST_TEST:
         return 0 if holds(insn, g, own, other) else insn.skip
     if insn.op == clib.GHCB_OP_SKIP:
@@ -75,9 +85,19 @@ cdef inline uint32_t one(
     elif insn.op == clib.GHCB_OP_SHR:
         a[0] = a[0] >> b if b < 64 else 0
     elif insn.op == clib.GHCB_OP_FRAME:
-        a[0] = clib.ghcb_frames_carry_out(frames, g, insn.mask, b)
+        a[0] = clib.ghcb_frames_carry_out(&tables.frames, g, insn.mask, b)
         if trace != NULL:
             traced_frame(insn.mask, b, a[0], trace, cpu_of(insn.a, own_cpu, other_cpu))
+    elif insn.op == clib.GHCB_OP_REACH:
+        block = insn.mask >> clib.GHCB_REACH_BLOCK_SHIFT
+        reach.words = g
+        reach.own = NULL if block == clib.GHCB_BLOCK_GLOBAL else own if block == clib.GHCB_BLOCK_OWN else other
+        reach.slices = <uint64_t *> host.others
+        reach.n_slices = host.n_vcpus - 1
+        reach.stride = host.stride // sizeof(uint64_t)
+        a[0] = clib.ghcb_places_carry_out(&tables.places, &reach, insn.mask, b)
+    elif insn.op == clib.GHCB_OP_NUMBER:
+        a[0] = <uint64_t> cpu_of(<uint32_t> b << clib.GHCB_BLOCK_SHIFT, own_cpu, other_cpu) << insn.mask
     elif trace == NULL:
         host_call(host, <ghcb_vcpu_t *> a, b)
     else:
@@ -129,10 +149,11 @@ cdef inline void traced_call(
 
 cdef inline void apply(
     const ghcb_insn_t *code, const ghcb_alt_t *alt, const ghcb_profile_t *profile,
-    const ghcb_frames_t *frames, uint64_t *g, uint64_t *own, uint64_t *other,
+    const Tables *tables, uint64_t *g, uint64_t *own, uint64_t *other,
     uint64_t *slices, Py_ssize_t n_slices, Py_ssize_t n_slice, ghcb_trace_t *trace,
 ) noexcept nogil:
-    """Apply an alternative. ``trace`` may be NULL; ``own`` and ``other`` lie in ``slices`` if not."""
+    """Apply an alternative. ``trace`` may be NULL, and so may ``slices`` if the alternative reaches
+    no further than ``own`` and ``other``, which lie in ``slices`` if there are any."""
     cdef uint32_t own_cpu = 0
     cdef uint32_t other_cpu = 0
     cdef ghcb_host_t host
@@ -143,7 +164,7 @@ cdef inline void apply(
     host.stride = <uint64_t> n_slice * sizeof(uint64_t)
     host.n_vcpus = <uint64_t> n_slices + 1
     host.device = NULL
-    if trace != NULL:
+    if slices != NULL:
         own_cpu = <uint32_t> ((own - slices) // n_slice + 1)
         other_cpu = <uint32_t> ((other - slices) // n_slice + 1)
     cdef uint32_t i = alt.effect
@@ -152,14 +173,14 @@ cdef inline void apply(
     cdef Py_ssize_t k
     while i < end:
         if code[i].op != clib.GHCB_OP_EACH:
-            i += 1 + one(code + i, &host, frames, g, own, other, own_cpu, other_cpu, trace)
+            i += 1 + one(code + i, &host, tables, g, own, other, own_cpu, other_cpu, trace)
             continue
         block_end = i + 1 + code[i].skip
         for k in range(n_slices):
             j = i + 1
             while j < block_end:
                 j += 1 + one(
-                    code + j, &host, frames, g, own, slices + k * n_slice, own_cpu, <uint32_t> (k + 1), trace
+                    code + j, &host, tables, g, own, slices + k * n_slice, own_cpu, <uint32_t> (k + 1), trace
                 )
         i = block_end
 
@@ -180,8 +201,12 @@ cdef class Program:
     cdef const ghcb_role_t *role
     cdef readonly object frame_ops
     cdef readonly object regions
+    cdef readonly object place_ops
+    cdef readonly object places
     cdef Py_ssize_t n_frame_ops
     cdef Py_ssize_t n_regions
-    cdef ghcb_frames_t frames
+    cdef Py_ssize_t n_place_ops
+    cdef Py_ssize_t n_places
+    cdef Tables tables
     cdef const uint32_t *first_alt  # of each position; one more entry closes the table
     cdef Py_ssize_t _n_cpus(self, const uint64_t[::1] record) except -1

@@ -12,6 +12,8 @@ __all__ = [
     "FRAME_OP_DTYPE",
     "INSN_DTYPE",
     "MAX_FRAMES",
+    "PLACE_DTYPE",
+    "REACH_OP_DTYPE",
     "REGION_DTYPE",
     "ROLE_DTYPE",
     "Program",
@@ -21,6 +23,8 @@ ALT_DTYPE: Final[np.dtype[np.void]]
 FRAME_OP_DTYPE: Final[np.dtype[np.void]]
 INSN_DTYPE: Final[np.dtype[np.void]]
 MAX_FRAMES: Final[int]
+PLACE_DTYPE: Final[np.dtype[np.void]]
+REACH_OP_DTYPE: Final[np.dtype[np.void]]
 REGION_DTYPE: Final[np.dtype[np.void]]
 ROLE_DTYPE: Final[np.dtype[np.void]]
 
@@ -36,6 +40,8 @@ class Program:
         profile: Profile,
         frame_ops: Sequence[Op] | None = None,
         regions: Sequence[tuple[int, int]] | None = None,
+        place_ops: npt.NDArray[np.void] | None = None,
+        places: npt.NDArray[np.void] | None = None,
     ) -> Self: ...
     @property
     def insns(self) -> npt.NDArray[np.void]: ...
@@ -55,6 +61,10 @@ class Program:
     def frame_ops(self) -> npt.NDArray[np.void]: ...
     @property
     def regions(self) -> npt.NDArray[np.void]: ...
+    @property
+    def place_ops(self) -> npt.NDArray[np.void]: ...
+    @property
+    def places(self) -> npt.NDArray[np.void]: ...
     @property
     def profile(self) -> Profile: ...
     @property

@@ -15,7 +15,15 @@ from ghcbcore import errors as _errors
 
 cimport cython
 from ghcbcore cimport clib
-from ghcbcore.clib cimport ghcb_alt_t, ghcb_frame_op_t, ghcb_insn_t, ghcb_region_t, ghcb_role_t
+from ghcbcore.clib cimport (
+    ghcb_alt_t,
+    ghcb_frame_op_t,
+    ghcb_insn_t,
+    ghcb_place_t,
+    ghcb_reach_op_t,
+    ghcb_region_t,
+    ghcb_role_t,
+)
 from ghcbcore.frame cimport op_from
 from ghcbcore.profile cimport Profile
 from libc.stdint cimport uint32_t, uint64_t
@@ -27,6 +35,8 @@ __all__ = [
     "FRAME_OP_DTYPE",
     "INSN_DTYPE",
     "MAX_FRAMES",
+    "PLACE_DTYPE",
+    "REACH_OP_DTYPE",
     "REGION_DTYPE",
     "ROLE_DTYPE",
     "Program",
@@ -36,11 +46,15 @@ cdef ghcb_insn_t _insn
 cdef ghcb_alt_t _alt
 cdef ghcb_role_t _role
 cdef ghcb_frame_op_t _frame_op
+cdef ghcb_place_t _place
+cdef ghcb_reach_op_t _reach_op
 cdef ghcb_region_t _region
 INSN_DTYPE = _np.asarray(<ghcb_insn_t[:1]> &_insn).dtype
 ALT_DTYPE = _np.asarray(<ghcb_alt_t[:1]> &_alt).dtype
 ROLE_DTYPE = _np.asarray(<ghcb_role_t[:1]> &_role).dtype
 FRAME_OP_DTYPE = _np.asarray(<ghcb_frame_op_t[:1]> &_frame_op).dtype
+PLACE_DTYPE = _np.asarray(<ghcb_place_t[:1]> &_place).dtype
+REACH_OP_DTYPE = _np.asarray(<ghcb_reach_op_t[:1]> &_reach_op).dtype
 REGION_DTYPE = _np.asarray(<ghcb_region_t[:1]> &_region).dtype
 MAX_FRAMES = 512
 
@@ -55,7 +69,7 @@ def _frozen(name, array, dtype):
 
 @cython.final
 cdef class Program:
-    """Program(insns, alts, roles, n_global, n_slice, profile, frame_ops=None, regions=None)\n--\n
+    """Program(insns, alts, roles, n_global, n_slice, profile, frame_ops=None, regions=None, place_ops=None, places=None)\n--\n
     Parameters
     ----------
     insns : array of INSN_DTYPE, shape (n,)
@@ -69,6 +83,9 @@ cdef class Program:
     frame_ops : sequence of ghcbcore.frame.Op, optional
     regions : sequence of (first word, n_frames), optional
         What instructions on frames name: operations, and where frames lie in the global part.
+    place_ops : array of REACH_OP_DTYPE, optional
+    places : array of PLACE_DTYPE, optional
+        What instructions on places name; both are copied.
 
     Attributes
     ----------
@@ -85,7 +102,7 @@ cdef class Program:
 
     # not __init__: an object that was not checked, or is checked twice, must not exist
     def __cinit__(self, insns, alts, roles, Py_ssize_t n_global, Py_ssize_t n_slice,
-                  Profile profile not None, frame_ops=None, regions=None):
+                  Profile profile not None, frame_ops=None, regions=None, place_ops=None, places=None):
         self.insns = _frozen("insns", insns, INSN_DTYPE)
         self.alts = _frozen("alts", alts, ALT_DTYPE)
         self.roles = _frozen("roles", roles, ROLE_DTYPE)
@@ -97,10 +114,8 @@ cdef class Program:
             raise _errors.OutOfRange(f"n_global {n_global}: no room for the VM and the boot vCPU")
         if n_slice < <Py_ssize_t> clib.GHCB_VCPU_WORDS:
             raise _errors.OutOfRange(f"n_slice {n_slice}: no room for a vCPU")
-        if profile.c.guest == clib.GHCB_GUEST_SNP:
-            # AP creation reaches another vCPU's words, and an alternative cannot say so yet
-            raise _errors.OutOfRange("guest: flows of SNP guests are not served yet")
         self._take_frames(frame_ops or (), regions or ())
+        self._take_places(() if place_ops is None else place_ops, () if places is None else places)
         self._check_roles()
         self._check_alts()
         cdef const ghcb_insn_t[::1] code = self.insns
@@ -131,10 +146,50 @@ cdef class Program:
         self.n_regions = len(rows)
         cdef const clib.ghcb_frame_op_t[::1] kept = self.frame_ops
         places = self.regions
-        self.frames.ops = &kept[0]
-        self.frames.regions = &places[0]
-        self.frames.rules.flags = 0
-        self.frames.rules.max_asid = (1 << clib.FRAME_ASID_WIDTH) - 2
+        self.tables.frames.ops = &kept[0]
+        self.tables.frames.regions = &places[0]
+        self.tables.frames.rules.flags = 0
+        self.tables.frames.rules.max_asid = (1 << clib.FRAME_ASID_WIDTH) - 2
+
+    def _take_places(self, place_ops, places):
+        """Check the tables that instructions on places name, and keep them."""
+        self.n_place_ops, self.n_places = len(place_ops), len(places)
+        self.place_ops = _frozen("place_ops", place_ops if len(place_ops) else _np.zeros(1, REACH_OP_DTYPE), REACH_OP_DTYPE)
+        self.places = _frozen("places", places if len(places) else _np.zeros(1, PLACE_DTYPE), PLACE_DTYPE)
+        for i in range(self.n_places):
+            place = {name: int(self.places[i][name]) for name in PLACE_DTYPE.names}
+            if place["kind"] >= clib.GHCB_PLACE_END:
+                raise _errors.OutOfRange(f"places[{i}]: kind {place['kind']}")
+            if (place["n_words"] < place["n_slice"]
+                    or place["first"] + place["n_words"] > self.n_global
+                    or place["slice_first"] + place["n_slice"] > self.n_slice):
+                raise _errors.OutOfRange(
+                    f"places[{i}]: {place['n_words']} words from {place['first']}, "
+                    f"{place['n_slice']} of a CPU from {place['slice_first']}"
+                )
+        cdef const ghcb_reach_op_t[::1] ops = self.place_ops
+        cdef const ghcb_place_t[::1] where = self.places
+        self.tables.places.ops = &ops[0]
+        self.tables.places.places = &where[0]
+
+    def _check_reach(self, where, insn, has_own, has_other):
+        """Check an instruction on a place; answer whether it reaches every slice."""
+        mask = int(insn["mask"])
+        op, number = mask & clib.GHCB_REACH_OP_MASK, mask >> clib.GHCB_REACH_PLACE_SHIFT & clib.GHCB_REACH_PLACE_MASK
+        block = mask >> clib.GHCB_REACH_BLOCK_SHIFT
+        if op >= self.n_place_ops or number >= self.n_places:
+            raise _errors.OutOfRange(f"{where}: operation {op} on place {number}")
+        if not self._is_there(block, has_own, has_other):
+            raise _errors.OutOfRange(f"{where}: acting CPU of block {block}")
+        return not self.place_ops[op]["local"]
+
+    def _is_there(self, block, has_own, has_other):
+        """Answer whether an instruction may name this block."""
+        return (
+            block == clib.GHCB_BLOCK_GLOBAL
+            or (block == clib.GHCB_BLOCK_OWN and has_own)
+            or (block == clib.GHCB_BLOCK_OTHER and has_other)
+        )
 
     def _check_frame(self, where, insn):
         region = int(insn["mask"]) >> clib.GHCB_FRAME_REGION_SHIFT
@@ -205,11 +260,7 @@ cdef class Program:
                 operands.append(int(insn["b"]))
             for operand in operands:
                 block, index = operand >> clib.GHCB_BLOCK_SHIFT, operand & clib.GHCB_BLOCK_WORD
-                allowed = (
-                    block == clib.GHCB_BLOCK_GLOBAL
-                    or (block == clib.GHCB_BLOCK_OWN and has_own)
-                    or (block == clib.GHCB_BLOCK_OTHER and (has_other or in_each))
-                )
+                allowed = self._is_there(block, has_own, has_other or in_each)
                 size = self.n_global if block == clib.GHCB_BLOCK_GLOBAL else self.n_slice
                 if op == clib.GHCB_OP_CALL and operand == int(insn["a"]):
                     size -= <Py_ssize_t> clib.GHCB_VCPU_WORDS - 1
@@ -219,6 +270,17 @@ cdef class Program:
                 raise _errors.OutOfRange(f"{where}: host function {insn['imm']}")
             if op == clib.GHCB_OP_FRAME:
                 self._check_frame(where, insn)
+            elif op == clib.GHCB_OP_REACH:
+                each |= self._check_reach(where, insn, has_own, has_other or in_each)
+            elif op == clib.GHCB_OP_NUMBER:
+                if insn["b_is_word"] or not self._is_there(int(insn["imm"]), has_own, has_other or in_each):
+                    raise _errors.OutOfRange(f"{where}: number of a CPU of block {insn['imm']}")
+                if insn["mask"] >= 64:
+                    raise _errors.OutOfRange(f"{where}: shift of {insn['mask']}")
+                each = True
+            elif op == clib.GHCB_OP_CALL and insn["imm"] == clib.GHCB_CALL_VMGEXIT:
+                # AP creation and IPIs of an SNP guest reach the words of other vCPUs
+                each |= self.profile.c.guest == clib.GHCB_GUEST_SNP
             if op == clib.GHCB_OP_EACH:
                 if in_each:
                     raise _errors.OutOfRange(f"{where}: EACH inside an EACH")
@@ -250,8 +312,8 @@ cdef class Program:
                 reads.add(int(insn["b"]))
             if op <= clib.GHCB_OP_LAST_TEST:
                 reads.add(a)
-            elif op == clib.GHCB_OP_FRAME:
-                return True  # frames are words that all turns share
+            elif op in (clib.GHCB_OP_FRAME, clib.GHCB_OP_REACH, clib.GHCB_OP_NUMBER):
+                return True  # words that all turns share, or a number that is one CPU's
             elif op == clib.GHCB_OP_CALL:
                 if a >> clib.GHCB_BLOCK_SHIFT != clib.GHCB_BLOCK_OTHER or insn["imm"] in _VM_CALLS:
                     return True  # reaches words that all turns share
@@ -347,4 +409,4 @@ cdef class Program:
         cdef uint64_t *t = slices + other * self.n_slice if a.binds else s
         if s[role.pc_word] != a.pc or not enabled(self.code, a, g, s, t):
             raise _errors.StateConflict(f"alt {alt}, own {own}, other {other}: not possible here")
-        apply(self.code, a, &self.profile.c, &self.frames, g, s, t, slices, n, self.n_slice, NULL)
+        apply(self.code, a, &self.profile.c, &self.tables, g, s, t, slices, n, self.n_slice, NULL)

@@ -198,12 +198,19 @@ cdef class Simulator:
             for insn in insns[int(alt["effect"]) : int(alt["effect"]) + int(alt["n_effects"])]:
                 if insn["op"] == clib.GHCB_OP_CALL:
                     words |= {int(insn["a"]) + i for i in vcpu} | set(range(clib.GHCB_VM_WORDS))
+                    if alt["each"]:  # an SNP guest's request may reach any vCPU
+                        boot, other = clib.GHCB_VM_WORDS, clib.GHCB_BLOCK_OTHER << clib.GHCB_BLOCK_SHIFT
+                        words |= {boot + i for i in vcpu} | {other + i for i in vcpu}
                     n_calls += 1
                 elif insn["op"] == clib.GHCB_OP_FRAME:
                     region = program.regions[int(insn["mask"]) >> clib.GHCB_FRAME_REGION_SHIFT]
                     first = int(region["first"])
                     words |= {int(insn["a"])} | set(range(first, first + 2 * int(region["n_frames"])))
                     n_calls += 1
+                elif insn["op"] == clib.GHCB_OP_REACH:
+                    words |= {int(insn["a"])} | self._reached(int(insn["mask"]))
+                elif insn["op"] == clib.GHCB_OP_NUMBER:
+                    words.add(int(insn["a"]))
                 elif insn["op"] in (clib.GHCB_OP_SET, clib.GHCB_OP_ADD, clib.GHCB_OP_SHR):
                     words.add(int(insn["a"]))
             writes += sorted(words)
@@ -222,6 +229,17 @@ cdef class Simulator:
                 self.writes = &view[0]
             else:
                 self.n_calls = &view[0]
+
+    def _reached(self, mask):
+        """Return the operands of all words that an operation on a place may change."""
+        place = self.program.places[mask >> clib.GHCB_REACH_PLACE_SHIFT & clib.GHCB_REACH_PLACE_MASK]
+        op = self.program.place_ops[mask & clib.GHCB_REACH_OP_MASK]
+        words = {int(place["first"]) + i for i in range(int(place["n_words"]))}
+        block = mask >> clib.GHCB_REACH_BLOCK_SHIFT if op["local"] else clib.GHCB_BLOCK_OTHER
+        if block != clib.GHCB_BLOCK_GLOBAL:
+            first = (block << clib.GHCB_BLOCK_SHIFT) + int(place["slice_first"])
+            words |= {first + i for i in range(int(place["n_slice"]))}
+        return words
 
     def _index_binders(self):
         alts, insns = self.program.alts, self.program.insns
@@ -560,7 +578,7 @@ cdef class Simulator:
             with gil:
                 self._reserve_events(self.n_calls[a])
         apply(
-            self.program.code, alt, &self.program.profile.c, &self.program.frames, self.g, own, other_slice,
+            self.program.code, alt, &self.program.profile.c, &self.program.tables, self.g, own, other_slice,
             self.slices, self.n_others, self.program.n_slice, &self.trace,
         )
         self.n_steps += 1

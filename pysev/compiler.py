@@ -12,9 +12,29 @@ import numpy as np
 
 from ghcbcore._cffi import lib
 from ghcbcore.frame import Op as FrameOp
-from ghcbcore.machine import ALT_DTYPE, INSN_DTYPE, ROLE_DTYPE, Program
+from ghcbcore.machine import (
+    ALT_DTYPE,
+    INSN_DTYPE,
+    PLACE_DTYPE,
+    REACH_OP_DTYPE,
+    ROLE_DTYPE,
+    Program,
+)
 
-from .flow import WORD, Agent, Effect, Field, Flow, FlowError, Op, Value, as_word, jump
+from .flow import (
+    WORD,
+    Agent,
+    Effect,
+    Field,
+    Flow,
+    FlowError,
+    Op,
+    Place,
+    ReachOp,
+    Value,
+    as_word,
+    jump,
+)
 
 __all__ = ["Compiled", "Compiler"]
 
@@ -88,6 +108,8 @@ class Compiler:
             self.flow.profile,
             self.flow.frame_ops,
             self.flow.regions,
+            np.array([(o.code, o.local, o.args) for o in self.flow.reach_ops], REACH_OP_DTYPE),
+            np.array([_place_row(p) for p in self.flow.places], PLACE_DTYPE),
         )
         return Compiled(self.flow, program, n_others, tuple(ops))
 
@@ -107,7 +129,7 @@ class Compiler:
         for e in (*o.do, *go):
             self._effect(e, scope)
         n_effects = len(self.insns) - effect
-        reaches_all = any(_has_each(e) for e in o.do)
+        reaches_all = any(self._reaches_all(e) for e in o.do)
         bind = lib.GHCB_BIND_ANY if o.pick else lib.GHCB_BIND_NONE
         return (
             role,
@@ -166,6 +188,8 @@ class Compiler:
             self._fill(scope, at, lib.GHCB_OP_EACH, None, 0, WORD)
         elif e.frame is not None and not isinstance(e.value, str):
             self._emit(scope, e.opcode, e.target, e.value, self._frame(e.frame, scope))
+        elif e.reach is not None and not isinstance(e.value, str):
+            self._emit(scope, e.opcode, e.target, e.value, self._reach(e.reach, scope))
         elif isinstance(e.value, str):
             self._emit(scope, e.opcode, e.target, self._label_index(e, scope.where), e.mask)
         else:
@@ -180,6 +204,32 @@ class Compiler:
             self.flow.frame_ops.append(what)
         which = self.flow.frame_ops.index(what)
         return int(number << lib.GHCB_FRAME_REGION_SHIFT | which)
+
+    def _reach(self, reach: tuple[int, ReachOp, int], scope: _Scope) -> int:
+        """Return the mask of an instruction on a place: operation, place, block of who acts."""
+        number, what, block = reach
+        if number >= len(self.flow.places):
+            raise FlowError(f"{scope.where}: the place is another flow's")
+        if (block == lib.GHCB_BLOCK_OWN and not scope.own) or (
+            block == lib.GHCB_BLOCK_OTHER and not scope.other
+        ):
+            raise FlowError(f"{scope.where}: the CPU that acts is not this agent's, and not bound")
+        if what not in self.flow.reach_ops:
+            self.flow.reach_ops.append(what)
+        which = self.flow.reach_ops.index(what)
+        return int(
+            block << lib.GHCB_REACH_BLOCK_SHIFT | number << lib.GHCB_REACH_PLACE_SHIFT | which
+        )
+
+    def _reaches_all(self, e: Effect) -> bool:
+        """Return whether an effect needs every CPU's words, or their order, to be carried out."""
+        if e.opcode in (lib.GHCB_OP_EACH, lib.GHCB_OP_NUMBER):
+            return True
+        if e.reach is not None and not e.reach[1].local:
+            return True
+        if e.opcode == lib.GHCB_OP_CALL and e.value == lib.GHCB_CALL_VMGEXIT:
+            return self.flow.profile.guest == lib.GHCB_GUEST_SNP
+        return any(self._reaches_all(inner) for inner in (*e.body, *e.otherwise))
 
     def _conditional(self, e: Effect, scope: _Scope) -> None:
         tests = [(test, self._hole()) for test in e.tests]
@@ -214,5 +264,7 @@ class Compiler:
         return list(agent.labels).index(str(e.value))
 
 
-def _has_each(e: Effect) -> bool:
-    return e.opcode == lib.GHCB_OP_EACH or any(_has_each(i) for i in (*e.body, *e.otherwise))
+def _place_row(place: Place) -> tuple[int, ...]:
+    first = place.words[0].index if place.words else 0
+    of_cpu = place.cpu_words[0].index if place.cpu_words else 0
+    return (place.kind, place.options, first, len(place.words), of_cpu, len(place.cpu_words))

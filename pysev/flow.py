@@ -56,14 +56,18 @@ __all__ = [
     "Hazard",
     "Memory",
     "Op",
+    "Place",
     "Property",
+    "ReachOp",
     "Test",
     "add",
     "call",
     "each",
     "jump",
+    "number_of",
     "op",
     "put",
+    "reach",
     "shift_right",
     "when",
 ]
@@ -153,6 +157,39 @@ class Effect:
     body: tuple[Effect, ...] = ()
     otherwise: tuple[Effect, ...] = ()
     frame: tuple[int, FrameOp] | None = None
+    reach: tuple[int, ReachOp, int] | None = None
+
+
+@dataclass(frozen=True)
+class ReachOp:
+    """One operation on a place: its code and arguments are the kind's own (``places.h``).
+
+    ``local``: it needs the words of the acting CPU and those that exist once, no other CPU's.
+    """
+
+    code: int
+    args: tuple[int, int, int] = (0, 0, 0)
+    local: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Something with rules of its own beside vCPUs and frames; made by ``Flow.place``.
+
+    Attributes
+    ----------
+    words : tuple of Field
+        In the global part: first those of the boot CPU, then those that exist once.
+    cpu_words : tuple of Field
+        Those of each other CPU.
+    """
+
+    name: str
+    kind: int
+    number: int
+    options: int
+    words: tuple[Field, ...]
+    cpu_words: tuple[Field, ...]
 
 
 def put(target: Field, value: Value) -> Effect:
@@ -184,6 +221,23 @@ def call(function: int, vcpu: Words) -> Effect:
     if [f.name.partition(".")[2] for f in vcpu][: len(VCPU)] != VCPU:
         raise FlowError(f"call: {vcpu.title} is no vCPU; boot, cpu and other are")
     return Effect(lib.GHCB_OP_CALL, vcpu.first, function)
+
+
+def reach(place: Place, what: ReachOp, by: Words, result: Field, value: Value = 0) -> Effect:
+    """Let CPU ``by`` (``flow.boot``, ``flow.cpu`` or ``flow.other``) do something to a place.
+
+    ``result`` takes the answer; ``value`` is a number or a word that is handed over.
+    """
+    block = by.first.block
+    return Effect(lib.GHCB_OP_REACH, result, _whole(value), reach=(place.number, what, block))
+
+
+def number_of(target: Field, of: Words, *, shift: int = 0) -> Effect:
+    """``target`` = number of the CPU ``of`` << shift: its APIC ID, the boot CPU's being 0.
+
+    The same operation must use it up: CPUs are alike as long as no word keeps a number.
+    """
+    return Effect(lib.GHCB_OP_NUMBER, target, of.first.block, shift)
 
 
 def when(test: Test | Sequence[Test], *body: Effect, otherwise: Sequence[Effect] = ()) -> Effect:
@@ -432,6 +486,8 @@ class Flow:
         self.regions: list[tuple[int, int]] = []
         self.frame_regions: list[FrameRegion] = []
         self.frame_ops: list[FrameOp] = []
+        self.places: list[Place] = []
+        self.reach_ops: list[ReachOp] = []
         self.value_names: dict[str, type[enum.IntEnum]] = {}
         self.cpu_states: list[tuple[str, Callable[[States], Any]]] = []
         self._initial_global: list[int] = []
@@ -461,6 +517,32 @@ class Flow:
         """Declare words of each CPU but the boot CPU: ``flow.cpu.name``, ``flow.other.name``."""
         for name, value in initial.items():
             self._declare_cpu(name, as_word(name, value))
+
+    def place(
+        self,
+        kind: int,
+        name: str,
+        *,
+        per_cpu: dict[str, int],
+        once: dict[str, int],
+        options: int = 0,
+    ) -> Place:
+        """Declare a place (``GHCB_PLACE_*``), with words ``<name>_<word>``: of each CPU, and once.
+
+        ``per_cpu`` and ``once`` give names and first values in the order that the kind wants; the
+        boot CPU's words are in ``flow.g`` under the names that the others have in ``flow.cpu``.
+        """
+        first = len(self._initial_global)
+        self.globals(**{f"{name}_{word}": value for word, value in {**per_cpu, **once}.items()})
+        slice_first = len(self._initial_cpu)
+        self.per_cpu(**{f"{name}_{word}": value for word, value in per_cpu.items()})
+        words = list(self.g)[-(len(per_cpu) + len(once)) :]
+        cpu_words = list(self.cpu)[len(list(self.cpu)) - len(per_cpu) :]
+        assert not words or words[0].index == first
+        assert not cpu_words or cpu_words[0].index == slice_first
+        made = Place(name, kind, len(self.places), options, tuple(words), tuple(cpu_words))
+        self.places.append(made)
+        return made
 
     def name_values(self, word: str, names: type[enum.IntEnum]) -> None:
         """Say what the numbers of a word mean; timelines then show the names."""

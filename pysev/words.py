@@ -12,7 +12,22 @@ import enum
 from ghcbcore._cffi import lib
 
 from . import costs
-from .flow import Agent, Effect, Field, Flow, Hazard, Memory, Op, Words, call, op, put, when
+from .flow import (
+    Agent,
+    Effect,
+    Field,
+    Flow,
+    Hazard,
+    Memory,
+    Op,
+    Words,
+    add,
+    call,
+    number_of,
+    op,
+    put,
+    when,
+)
 from .layout import Part
 
 __all__ = [
@@ -20,7 +35,9 @@ __all__ = [
     "Memory",
     "ask_msr",
     "ask_nae",
+    "create_ap",
     "declare_fates",
+    "destroy_ap",
     "halt",
     "hypervisor_threads",
     "memory",
@@ -103,6 +120,36 @@ def ask_nae(
         put(vcpu.sw_exit_code, code),
         put(vcpu.sw_exit_info_1, info_1),
         put(vcpu.sw_exit_info_2, info_2),
+        *ask_msr(vcpu, ghcb_gpa),
+    ]
+
+
+def create_ap(
+    vcpu: Words, target: Words, ghcb_gpa: int, vmsa_gpa: int, *, on_init: bool = False
+) -> list[Effect]:
+    """VMGEXIT of an SNP guest: the target runs from a VMSA, at once or from its next INIT on.
+
+    The answer is in ``vcpu.sw_exit_info_1``: 0, or 2 for a refusal. ``target.entry`` is
+    ``GHCB_ENTRY_VMSA`` once the vCPU has it; ``vmsa_gpa`` lies on a page boundary, but not on one
+    of 2 MiB (KVM refuses those). Source: GHCB NAE event 0x80000013; ``ghcbcore/answer_snp.h``.
+    """
+    what = lib.GHCB_AP_CREATE_ON_INIT if on_init else lib.GHCB_AP_CREATE_NOW
+    return _ap_creation(vcpu, target, ghcb_gpa, what, vmsa_gpa)
+
+
+def destroy_ap(vcpu: Words, target: Words, ghcb_gpa: int) -> list[Effect]:
+    """VMGEXIT of an SNP guest: the target has no VMSA any more (``GHCB_VMSA_NONE``) and halts."""
+    return _ap_creation(vcpu, target, ghcb_gpa, lib.GHCB_AP_CREATE_DESTROY, 0)
+
+
+def _ap_creation(
+    vcpu: Words, target: Words, ghcb_gpa: int, what: int, vmsa_gpa: int
+) -> list[Effect]:
+    return [
+        put(vcpu.sw_exit_code, lib.GHCB_NAE_SNP_AP_CREATION),
+        number_of(vcpu.sw_exit_info_1, target, shift=lib.GHCB_AP_CREATE_APIC_ID_SHIFT),
+        add(vcpu.sw_exit_info_1, what),
+        put(vcpu.sw_exit_info_2, vmsa_gpa),
         *ask_msr(vcpu, ghcb_gpa),
     ]
 

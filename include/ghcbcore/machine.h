@@ -38,11 +38,19 @@
 #define GHCB_OP_EACH 9 /* run the next `skip` instructions once with each slice as OTHER */
 #define GHCB_OP_CALL 10 /* host function b on the ghcb_vcpu_t that starts at word a */
 #define GHCB_OP_FRAME 11 /* a = result of an operation on frame b of a region; the mask says which */
-#define GHCB_OP_END 12
+#define GHCB_OP_REACH 12 /* a = result of an operation on a place, on value b; the mask says which */
+#define GHCB_OP_NUMBER 13 /* a = number of the CPU of block b, shifted left by the mask */
+#define GHCB_OP_END 14
 
 /* the mask of GHCB_OP_FRAME: index of the operation, index of the region */
 #define GHCB_FRAME_OP_MASK 0xffffffff
 #define GHCB_FRAME_REGION_SHIFT 32
+
+/* the mask of GHCB_OP_REACH: index of the operation, index of the place, block of the acting CPU */
+#define GHCB_REACH_OP_MASK 0xffffffff
+#define GHCB_REACH_PLACE_SHIFT 32
+#define GHCB_REACH_PLACE_MASK 0xffff
+#define GHCB_REACH_BLOCK_SHIFT 48
 
 /* ghcb_alt_t.binds: which other CPU stands for OTHER */
 #define GHCB_BIND_NONE 0
@@ -73,7 +81,7 @@ typedef struct ghcb_alt {
     uint32_t effect;
     uint32_t n_effects;
     uint32_t binds;
-    uint32_t each;    /* 1: the effects reach every slice */
+    uint32_t each;    /* 1: the effects reach every slice, or ask for a CPU's number */
     uint64_t cost_ns; /* `run`: how long the agent is busy with it */
     uint64_t delay_ns; /* `run`: how long it must have been possible before it happens */
     uint64_t spread;  /* 1: the delay is drawn from [0, 2 * delay_ns) */
