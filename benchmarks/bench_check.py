@@ -24,7 +24,8 @@ import pytest
 from beside import OURS, SECONDS
 
 import pysev
-from ghcbcore.explorer import Explorer, PlainExplorer
+from ghcbcore.explorer import Explorer
+from ghcbcore.plainexplorer import PlainExplorer
 from pysev.compiler import Compiled
 
 pytestmark = pytest.mark.benchmark(max_time=0.3, min_rounds=3)

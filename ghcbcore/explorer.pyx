@@ -1,18 +1,34 @@
 """All orders of events, breadth first: the reachable states of a program as arrays.
 
 Theory of operation. A state of n CPUs is the id of its global part and the ids of its n slices;
-each distinct part is stored once, so a state is a key of a few bytes and the set of states is an
-array of keys with an index of 32-bit numbers over it. With ``symmetric`` the slice ids are sorted:
-states that differ only in which CPU is which are one state. The step is *executed* once for each
-pair (global part, slice) and remembered; everything else is look-up. Operations that reach every
-slice, or two slices at once, take a slow path that executes them on a whole record.
+each distinct part is stored once (``ghcbcore.parts``), so a state is a key of a few bytes and the
+set of states is an array of keys with an index of 32-bit numbers over it. With ``symmetric`` the
+slice ids are sorted: states that differ only in which CPU is which are one state. The step is
+*executed* once for each pair (global part, slice) and remembered; everything else is look-up.
+Operations that reach every slice, or two slices at once, take a slow path that executes them on a
+whole record.
+
+States are expanded in *rounds* of up to 16 pieces. Pieces are independent, so several threads can
+take them: each looks up what follows from its states, with what is remembered and with the states
+that are known before the round, and keeps as candidates what it does not find. One that meets a part
+for the first time stops there, and is finished afterwards, in the order of the pieces, by the one
+thread that may learn. Then the candidates are added, in order. All numbers are so given in the order
+in which one thread alone would give them, which adds what it finds at once: states, their numbers and
+every count are the same for any number of threads.
 
 Nothing is lossy: two states are equal only if their keys are, and keys only if their parts are.
+With ``fingerprints`` the key of a state is given up after its level and 64 bits of hash stand for
+it: two states may then be taken for one, with odds of about n**2 / 2**65 in n states.
 
-``PlainExplorer`` does the same over whole records and without any of this; the tests hold the two
-against each other.
+With ``alone``, the reduction of local operations: where an operation that is declared to be
+independent of all others is possible, it is the only one that is followed. ``pysev.reduction``
+says which are.
+
+``ghcbcore.plainexplorer`` does the same over whole records and without any of this; the tests hold
+the two against each other.
 """
 
+from concurrent.futures import ThreadPoolExecutor as _ThreadPoolExecutor
 from threading import Lock as _Lock
 
 import numpy as _np
@@ -24,10 +40,11 @@ from cpython.exc cimport PyErr_CheckSignals
 from ghcbcore cimport clib
 from ghcbcore.clib cimport ghcb_alt_t, ghcb_role_t
 from ghcbcore.machine cimport Program, apply, enabled
+from ghcbcore.parts cimport Parts, hash_words, mix
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
-__all__ = ["Explorer", "MemoryLimit", "NarrowIds", "PlainExplorer"]
+__all__ = ["Explorer", "MemoryLimit", "NarrowIds"]
 
 
 cdef enum:
@@ -37,12 +54,16 @@ cdef enum:
     MAX_CHUNKS = (1 << 14) - 1  # below 4 G states: a parent and an entry of the index are uint32
     MAX_OTHERS = 63
     MAX_WORDS = 17            # of a key: 4 + 63 * 2 bytes
-    UNINTERRUPTED = 1 << 16   # states between two looks at signals
-    BATCH = 1024              # keys that are hashed and prefetched before they are looked up
+    SUB = 256                # states of a piece
+    N_SUBS = 16               # pieces of a round
+    THREADED = 4              # pieces from which on a round is worth waking threads for
+    MAX_THREADS = 64
+    BATCH = 512               # keys that are hashed and prefetched before they are looked up
     NO_SLICE = 0xffffffff
     PLAIN = 0                 # kinds of a remembered transition
     ALL = 1                   # reaches every slice
     PAIR = 2                  # own slice and another: guards not evaluated yet
+    NOBODY = 0xffffffff
 
 
 cdef extern from *:
@@ -60,18 +81,24 @@ class MemoryLimit(Exception):
     """The next growth would pass the bound that was asked for; what was found stays valid."""
 
 
-cdef inline uint64_t mix(uint64_t h, uint64_t w) noexcept nogil:
-    h = (h ^ w) * <uint64_t> 0x9e3779b97f4a7c15
-    return h ^ (h >> 29)
-
-
-cdef inline uint64_t hash_words(const uint64_t *words, Py_ssize_t n) noexcept nogil:
-    cdef uint64_t h = <uint64_t> 0x243f6a8885a308d3
-    cdef Py_ssize_t i
-    for i in range(n):
-        h = mix(h, words[i])
-    h *= <uint64_t> 0xbf58476d1ce4e5b9
-    return h ^ (h >> 32)
+cdef struct Sub:
+    # One piece of a round: the states that it expands, and what follows from them.
+    uint64_t state, end        # the next state, and where it ends
+    const uint8_t *skip        # of the states from `origin` on, or NULL
+    uint64_t origin
+    uint64_t *scratch          # a whole record
+    uint64_t *batch            # keys that are not looked up yet, and their parents
+    uint32_t *batch_parents
+    uint64_t *keys             # candidates: looked up and not found; hashes and parents
+    uint64_t *hashes
+    uint32_t *parents
+    uint32_t *terminals        # states after which nothing happens
+    Py_ssize_t n_batch, n, capacity, n_terminals, room
+    uint64_t n_transitions, n_executed
+    uint32_t agent             # who moves: role * 64 + CPU
+    bint learns                # may meet what is new
+    bint adds                  # what it finds is added at once
+    bint missed
 
 
 cdef inline bint same_words(const uint64_t *a, const uint64_t *b, Py_ssize_t n) noexcept nogil:
@@ -83,94 +110,37 @@ cdef inline bint same_words(const uint64_t *a, const uint64_t *b, Py_ssize_t n) 
     return True
 
 
-@cython.final
-cdef class Parts:
-    """Distinct parts of records (global parts, or slices), each stored once, numbered from 0."""
-
-    cdef object _data, _index
-    cdef uint64_t *data
-    cdef uint32_t *index
-    cdef Py_ssize_t width, n, capacity
-    cdef uint64_t mask
-
-    def __init__(self, Py_ssize_t width):
-        self.width = width
-        self.n = 0
-        self._allocate(256)
-
-    cdef int _allocate(self, Py_ssize_t capacity) except -1:
-        data = _np.zeros((capacity, self.width), dtype=_np.uint64)
-        if self.n:
-            data[: self.n] = self._data[: self.n]
-        self._data = data
-        self._index = _np.zeros(4 * capacity, dtype=_np.uint32)
-        cdef uint64_t[:, ::1] d = self._data
-        cdef uint32_t[::1] x = self._index
-        self.data = &d[0, 0]
-        self.index = &x[0]
-        self.capacity = capacity
-        self.mask = <uint64_t> (4 * capacity - 1)
-        cdef Py_ssize_t i
-        cdef uint64_t slot
-        for i in range(self.n):
-            slot = hash_words(self.data + i * self.width, self.width) & self.mask
-            while self.index[slot]:
-                slot = (slot + 1) & self.mask
-            self.index[slot] = <uint32_t> (i + 1)
-        return 0
-
-    cdef Py_ssize_t find(self, const uint64_t *part) noexcept nogil:
-        cdef uint64_t slot = hash_words(part, self.width) & self.mask
-        while self.index[slot]:
-            if memcmp(self.data + (self.index[slot] - 1) * self.width, part, self.width * 8) == 0:
-                return self.index[slot] - 1
-            slot = (slot + 1) & self.mask
-        return -1
-
-    cdef Py_ssize_t intern(self, const uint64_t *part) except -1:
-        cdef Py_ssize_t found = self.find(part)
-        if found >= 0:
-            return found
-        if self.n == self.capacity:
-            self._allocate(2 * self.capacity)
-        cdef uint64_t slot = hash_words(part, self.width) & self.mask
-        while self.index[slot]:
-            slot = (slot + 1) & self.mask
-        memcpy(self.data + self.n * self.width, part, self.width * 8)
-        self.n += 1
-        self.index[slot] = <uint32_t> self.n
-        return self.n - 1
-
-    cdef Py_ssize_t bytes(self) noexcept:
-        return self.capacity * (self.width * 8 + 16)
-
-    cdef bint is_full_for(self, const uint64_t *part) noexcept:
-        return self.n == self.capacity and self.find(part) < 0
-
-    def table(self):
-        view = self._data[: self.n]
-        view.flags.writeable = False
-        return view
+cdef inline void copy_words(uint64_t *to, const uint64_t *words, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        to[i] = words[i]
 
 
 @cython.final
 cdef class Explorer:
-    """Explorer(program, record, *, symmetric=True, global_bytes=2, slice_bytes=1, max_bytes=8589934592)\n--\n
+    """Explorer(program, record, *, symmetric=True, global_bytes=2, slice_bytes=1, \
+max_bytes=8589934592, n_threads=1, fingerprints=False, alone=None)\n--\n
     Parameters
     ----------
     program : Program
     record : uint64 array
         The first state.
     symmetric : bool
-        CPUs that are alike are alike: sort them. Exact, since an alternative cannot name a CPU by
-        its number; switch it off to see what it saves. Ignored for a program that is ``ordered``.
+        CPUs that are alike are alike: sort them. Exact, since an alternative cannot keep a CPU's
+        number; switch it off to see what it saves. Ignored for a program that is ``ordered``.
     global_bytes, slice_bytes : int
         Width of the ids in a key: 2 or 4, and 1 or 2.
     max_bytes : int
-        Bound on the memory of states, index, parts and remembered transitions: ``n_bytes`` never
-        passes it.
+        Bound on the memory of states, index, parts, candidates and remembered transitions:
+        ``n_bytes`` never passes it.
+    n_threads : int
+        How many expand and look up; nothing that is found depends on it.
+    fingerprints : bool
+        Keep 64 bits of hash of a state instead of its key, once ``release`` was told.
+    alone : uint8 array, shape (n alternatives,), optional
+        1 for each alternative that may be followed alone where its agent can do nothing else.
 
-    One thread at a time: while one is in ``expand``, the methods refuse the others. The attributes
+    One caller at a time: while one is in ``expand``, the methods refuse the others. The attributes
     can be read at any time.
 
     Raises
@@ -178,22 +148,27 @@ cdef class Explorer:
     NarrowIds
         Ids of this width do not suffice; start again with wider ones.
     MemoryLimit
-        The bound is reached. From ``expand``: the states found so far stay valid, the last one
-        that was looked at may lack successors. From the constructor: not even one state fits.
+        The bound is reached. From ``expand``: the states found so far stay valid, those of the
+        last round have no successors yet. From the constructor: not even one state fits.
     """
 
     cdef readonly Program program
     cdef readonly Py_ssize_t n_others
     cdef readonly bint symmetric
+    cdef readonly bint fingerprints
+    cdef readonly Py_ssize_t n_threads
     cdef readonly uint64_t n_states
     cdef readonly uint64_t n_transitions
     cdef readonly uint64_t n_executed
     cdef readonly Py_ssize_t max_bytes
     cdef Parts globals_, slices_
     cdef Py_ssize_t gb, sb, words, size_bytes
+    # states: chunks of keys, of parents, and of hashes if keys are given up
     cdef list _chunks
     cdef uint64_t *keys[MAX_CHUNKS]
     cdef uint32_t *parents[MAX_CHUNKS]
+    cdef uint64_t *prints[MAX_CHUNKS]
+    cdef uint64_t released
     cdef object _index
     cdef uint32_t *index
     cdef uint64_t mask
@@ -202,26 +177,28 @@ cdef class Explorer:
     cdef uint64_t *memo_keys
     cdef uint32_t *memo_entry
     cdef uint64_t memo_mask, memo_n
-    cdef object _run_first, _run_n, _tr
+    cdef object _run_first, _run_n, _run_alone, _tr, _learned
     cdef uint32_t *run_first
     cdef uint32_t *run_n
-    cdef uint32_t *tr  # four numbers each: alternative, global after, slice after, kind
+    cdef uint32_t *run_alone  # 1 + its transition that may be followed alone, or 0
+    cdef uint32_t *tr         # four numbers each: alternative, global after, slice after, kind
+    cdef uint64_t *learned    # keys of the memo in the order in which they were learned
     cdef Py_ssize_t n_runs, n_tr
-    # scratch
-    cdef object _batch, _scratch
-    cdef uint64_t *batch
-    cdef uint64_t hashes[BATCH]
-    cdef uint32_t batch_parent[BATCH]
-    cdef Py_ssize_t n_batch
-    cdef uint64_t *scratch
-    cdef list _terminals
-    # while `reach_back` runs: the marks of the states, and whether a marked one was met
+    cdef object _alone
+    cdef const uint8_t *alone
+    # pieces of a round, and one more for what is not part of one
+    cdef Sub subs[N_SUBS + 1]
+    cdef list _sub_arrays
+    cdef object _terminals
+    cdef Py_ssize_t n_terminals
+    # while `reach_back` or `edges` runs: the marks of the states, and whether a marked one was met
     cdef uint8_t *marks
     cdef uint8_t met
-    cdef uint32_t *edges  # pairs of states, collected where it is not NULL
+    cdef uint32_t *edges_     # triples: from, to, who; collected where it is not NULL
     cdef Py_ssize_t n_edges, edges_bytes
     cdef uint64_t looking
-    cdef object _lock  # held by expand, which releases the GIL
+    cdef object _lock         # held by expand, which releases the GIL
+    cdef object _pool
 
     def __cinit__(
         self,
@@ -232,6 +209,9 @@ cdef class Explorer:
         Py_ssize_t global_bytes=2,
         Py_ssize_t slice_bytes=1,
         Py_ssize_t max_bytes=8 << 30,
+        Py_ssize_t n_threads=1,
+        bint fingerprints=False,
+        const uint8_t[::1] alone=None,
     ):
         self.program = program
         self.n_others = program.n_cpus(record)
@@ -239,25 +219,33 @@ cdef class Explorer:
             raise _errors.OutOfRange(f"{self.n_others + 1} CPUs: check takes at most {MAX_OTHERS + 1}")
         if global_bytes not in (2, 4) or slice_bytes not in (1, 2):
             raise _errors.OutOfRange(f"ids of {global_bytes} and {slice_bytes} bytes")
+        if not 1 <= n_threads <= MAX_THREADS:
+            raise _errors.OutOfRange(f"{n_threads} threads: 1 to {MAX_THREADS} are possible")
+        if alone is not None:
+            if alone.shape[0] != len(program.alts):
+                raise _errors.OutOfRange(f"alone: {alone.shape[0]} marks for {len(program.alts)} alternatives")
+            self._alone = _np.array(alone)
+            alone = self._alone
+            self.alone = &alone[0]
         self.symmetric = symmetric and not program.ordered
+        self.fingerprints = fingerprints
+        self.n_threads = n_threads
         self.max_bytes = max_bytes
         self.gb, self.sb = global_bytes, slice_bytes
         self.words = (self.gb + self.n_others * self.sb + 7) // 8
         self.globals_ = Parts(program.n_global)
         self.slices_ = Parts(program.n_slice)
         self._chunks = []
-        self._terminals = []
+        self._terminals = _np.zeros(0, dtype=_np.uint32)
         self._lock = _Lock()
-        self._batch = _np.zeros((BATCH, self.words), dtype=_np.uint64)
-        self._scratch = _np.zeros(program.n_global + (self.n_others + 1) * program.n_slice, dtype=_np.uint64)
-        cdef uint64_t[:, ::1] batch = self._batch
-        cdef uint64_t[::1] scratch = self._scratch
-        self.batch = &batch[0, 0]
-        self.scratch = &scratch[0]
-        self._grow_index(1 << 14)
+        self._sub_arrays = [None] * (N_SUBS + 1)
+        self._prepare(self.subs + N_SUBS)
+        self.mask = (1 << 14) - 1
         self._grow_memo(1 << 10)
         self._run_first = _np.zeros(0, dtype=_np.uint32)
         self._run_n = _np.zeros(0, dtype=_np.uint32)
+        self._run_alone = _np.zeros(0, dtype=_np.uint32)
+        self._learned = _np.zeros(0, dtype=_np.uint64)
         self._tr = _np.zeros((0, 4), dtype=_np.uint32)
         self._add(record)
 
@@ -276,12 +264,60 @@ cdef class Explorer:
             self.size_bytes -= 2 * parts.bytes()
         return parts.intern(part)
 
+    cdef int _prepare(self, Sub *sub) except -1:
+        """Give a piece what it works with, once."""
+        cdef Py_ssize_t record = self.program.n_global + (self.n_others + 1) * self.program.n_slice
+        cdef uint64_t[::1] words
+        cdef uint32_t[::1] halves
+        if sub.scratch != NULL:
+            return 0
+        self._account(8 * (record + BATCH * self.words) + 4 * (BATCH + 256))
+        scratch = _np.zeros(record, dtype=_np.uint64)
+        batch = _np.zeros(BATCH * self.words, dtype=_np.uint64)
+        parents = _np.zeros(BATCH, dtype=_np.uint32)
+        terminals = _np.zeros(256, dtype=_np.uint32)
+        self._sub_arrays[sub - self.subs] = {"fixed": (scratch, batch, parents), "terminals": terminals}
+        words = scratch
+        sub.scratch = &words[0]
+        words = batch
+        sub.batch = &words[0]
+        halves = parents
+        sub.batch_parents = &halves[0]
+        halves = terminals
+        sub.terminals = &halves[0]
+        sub.room = 256
+        return 0
+
+    cdef int _grow_sub(self, Sub *sub) except -1:
+        """Make room for more candidates of a piece; what it has stays."""
+        cdef Py_ssize_t capacity = max(4 * BATCH, 2 * sub.capacity)
+        cdef uint64_t[:, ::1] words
+        cdef uint64_t[::1] hashes
+        cdef uint32_t[::1] halves
+        self._account((8 * self.words + 12) * (capacity - sub.capacity))
+        old = self._sub_arrays[sub - self.subs].get("candidates")
+        if old is None:
+            old = (
+                _np.zeros((0, self.words), dtype=_np.uint64),
+                _np.zeros(0, dtype=_np.uint64),
+                _np.zeros(0, dtype=_np.uint32),
+            )
+        new = tuple(_grown(array, capacity) for array in old)
+        self._sub_arrays[sub - self.subs]["candidates"] = new
+        sub.capacity = capacity
+        words, hashes, halves = new
+        sub.keys = &words[0, 0]
+        sub.hashes = &hashes[0]
+        sub.parents = &halves[0]
+        return 0
+
     cdef int _grow_index(self, Py_ssize_t size) except -1:
+        """Make an index of ``size`` entries, a power of two, over all states."""
         self._account(4 * size)
         if self._index is not None:
             self.size_bytes -= self._index.nbytes
         cdef Py_ssize_t old_size = 0 if self._index is None else len(self._index)
-        self._index = None  # freed before the larger one is made: it is rebuilt from the keys
+        self._index = None  # freed before the larger one is made: it is rebuilt from the states
         try:
             self._index = _np.zeros(size, dtype=_np.uint32)
         except MemoryError:
@@ -295,7 +331,7 @@ cdef class Explorer:
         cdef uint64_t i, slot
         with nogil:
             for i in range(self.n_states):
-                slot = hash_words(self.key(i), self.words) & self.mask
+                slot = self.hash_of(i) & self.mask
                 while self.index[slot]:
                     slot = (slot + 1) & self.mask
                 self.index[slot] = <uint32_t> (i + 1)
@@ -304,19 +340,63 @@ cdef class Explorer:
     cdef int _grow_chunks(self) except -1:
         cdef Py_ssize_t n = len(self._chunks)
         if n == MAX_CHUNKS:
-            raise MemoryLimit(f"{self.n_states} states: parents are 32-bit numbers")
-        self._account(CHUNK * (8 * self.words + 4))
+            raise MemoryLimit(f"{self.n_states} states: they are numbered with 32 bits")
+        self._account(CHUNK * (8 * self.words + 4 + 8 * self.fingerprints))
         keys = _np.empty((CHUNK, self.words), dtype=_np.uint64)
         parents = _np.empty(CHUNK, dtype=_np.uint32)
         cdef uint64_t[:, ::1] k = keys
         cdef uint32_t[::1] p = parents
-        self._chunks.append((keys, parents))
+        cdef uint64_t[::1] f
         self.keys[n] = &k[0, 0]
         self.parents[n] = &p[0]
+        self.prints[n] = NULL
+        prints = None
+        if self.fingerprints:
+            prints = _np.empty(CHUNK, dtype=_np.uint64)
+            f = prints
+            self.prints[n] = &f[0]
+        self._chunks.append([keys, parents, prints])
         return 0
+
+    def release(self, uint64_t before):
+        """Give the keys of the states below ``before`` up, where fingerprints stand for them.
+
+        They cannot be expanded or looked at any more, but they are known when they are met again.
+        """
+        self._idle()
+        cdef uint64_t chunk = self.released >> CHUNK_BITS
+        if not self.fingerprints or before > self.n_states:
+            return
+        while (chunk + 1) << CHUNK_BITS <= before:
+            self._chunks[chunk][0] = None
+            self.keys[chunk] = NULL
+            self.size_bytes -= CHUNK * 8 * self.words
+            chunk += 1
+        self.released = max(self.released, chunk << CHUNK_BITS)
 
     cdef inline uint64_t *key(self, uint64_t state) noexcept nogil:
         return self.keys[state >> CHUNK_BITS] + (state & CHUNK_MASK) * self.words
+
+    cdef inline uint64_t hash_of(self, uint64_t state) noexcept nogil:
+        if self.fingerprints:
+            return self.prints[state >> CHUNK_BITS][state & CHUNK_MASK]
+        return hash_words(self.key(state), self.words)
+
+    cdef inline bint is_state(self, uint64_t state, const uint64_t *key, uint64_t h) noexcept nogil:
+        if self.fingerprints:
+            return self.prints[state >> CHUNK_BITS][state & CHUNK_MASK] == h
+        return same_words(self.key(state), key, self.words)
+
+    cdef inline uint64_t slot_of(self, const uint64_t *key, uint64_t h) noexcept nogil:
+        """Return where the index has the state of this key, or would have it."""
+        cdef uint64_t slot = h & self.mask
+        while self.index[slot] and not self.is_state(self.index[slot] - 1, key, h):
+            slot = (slot + 1) & self.mask
+        return slot
+
+    cdef inline Py_ssize_t number_of(self, const uint64_t *key) noexcept nogil:
+        """Return the number of the state that has this key, -1 if it was not found yet."""
+        return <Py_ssize_t> self.index[self.slot_of(key, hash_words(key, self.words))] - 1
 
     cdef inline void pack(self, uint32_t g, const uint16_t *ids, uint64_t *key) noexcept nogil:
         cdef Py_ssize_t i
@@ -350,59 +430,37 @@ cdef class Explorer:
             raise NarrowIds(f"{self.globals_.n} global parts, {self.slices_.n} slices")
         return 0
 
-    cdef uint32_t _intern_record(self, const uint64_t *record, uint16_t *ids) except? 0xffffffff:
+    cdef int _add(self, const uint64_t[::1] record) except -1:
+        """Add the first state."""
+        cdef uint16_t ids[MAX_OTHERS + 1]
         cdef Py_ssize_t i
-        cdef uint32_t g = <uint32_t> self._intern(self.globals_, record)
+        cdef uint32_t g = <uint32_t> self._intern(self.globals_, &record[0])
         for i in range(self.n_others):
             ids[i] = <uint16_t> self._intern(
-                self.slices_, record + self.program.n_global + i * self.program.n_slice
+                self.slices_, &record[0] + self.program.n_global + i * self.program.n_slice
             )
         self._check_widths()
         if self.symmetric:
             sort_ids(ids, self.n_others)
-        return g
-
-    cdef int _add(self, const uint64_t[::1] record) except -1:
-        cdef uint16_t ids[MAX_OTHERS + 1]
-        cdef uint32_t g = self._intern_record(&record[0], ids)
-        self.pack(g, ids, self.batch)
-        self.batch_parent[0] = 0
-        self.n_batch = 1
-        self.flush()
+        self._grow_chunks()
+        self.pack(g, ids, self.key(0))
+        self.parents[0][0] = 0
+        self._count_in(0, 1)
         return 0
 
-    # -- successors ------------------------------------------------------------------------
-
-    cdef int flush(self) except -1:
-        """Look up the batch; add what is new, in order."""
-        cdef Py_ssize_t i
-        cdef uint64_t slot, h
-        cdef uint64_t *k
-        if 10 * (self.n_states + <uint64_t> self.n_batch) > 6 * (self.mask + 1):
-            self._grow_index(2 * <Py_ssize_t> (self.mask + 1))
-        while self.n_states + <uint64_t> self.n_batch > <uint64_t> len(self._chunks) * CHUNK:
-            self._grow_chunks()
-        with nogil:
-            for i in range(self.n_batch):
-                h = hash_words(self.batch + i * self.words, self.words)
-                self.hashes[i] = h
-                ghcb_prefetch(self.index + (h & self.mask))
-            for i in range(self.n_batch):
-                k = self.batch + i * self.words
-                slot = self.hashes[i] & self.mask
-                while self.index[slot]:
-                    if same_words(self.key(self.index[slot] - 1), k, self.words):
-                        break
-                    slot = (slot + 1) & self.mask
-                if self.index[slot] == 0:
-                    memcpy(self.key(self.n_states), k, 8 * self.words)
-                    self.parents[self.n_states >> CHUNK_BITS][self.n_states & CHUNK_MASK] = (
-                        self.batch_parent[i]
-                    )
-                    self.n_states += 1
-                    self.index[slot] = <uint32_t> self.n_states
-        self.n_batch = 0
+    cdef int _count_in(self, uint64_t first, uint64_t end) except -1:
+        """Take states whose keys stand in their places into index and counts."""
+        cdef uint64_t i, size = self.mask + 1
+        if self.fingerprints:
+            for i in range(first, end):
+                self.prints[i >> CHUNK_BITS][i & CHUNK_MASK] = hash_words(self.key(i), self.words)
+        self.n_states = end
+        while 10 * end > 6 * size:
+            size *= 2
+        self._grow_index(<Py_ssize_t> size)
         return 0
+
+    # -- what is remembered ----------------------------------------------------------------
 
     cdef int _grow_memo(self, Py_ssize_t size) except -1:
         self._account(12 * size)
@@ -441,12 +499,13 @@ cdef class Explorer:
         cdef const ghcb_role_t *role
         cdef const ghcb_alt_t *alt
         cdef Py_ssize_t r, n_global = self.program.n_global, n_slice = self.program.n_slice
-        cdef uint64_t *sg = self.scratch
-        cdef uint64_t *ss = self.scratch + n_global
+        cdef uint64_t *sg = self.subs[N_SUBS].scratch
+        cdef uint64_t *ss = sg + n_global
         cdef const uint64_t *pg
         cdef const uint64_t *ps
         cdef uint64_t *at
-        cdef uint32_t a, first
+        cdef uint32_t a, first, follow_alone = 0
+        cdef Py_ssize_t n_before
         cdef bint per_cpu
         for r in range(self.program.n_roles):
             role = self.program.role + r
@@ -462,6 +521,7 @@ cdef class Explorer:
             if at[role.pc_word] >= role.n_pcs:
                 raise _errors.OutOfRange(f"role {r}: position {at[role.pc_word]}")
             first = role.first + <uint32_t> at[role.pc_word]
+            n_before = len(found)
             for a in range(self.program.first_alt[first], self.program.first_alt[first + 1]):
                 alt = self.program.alt + a
                 if not per_cpu and (alt.binds != clib.GHCB_BIND_NONE) != (s != NO_SLICE):
@@ -482,6 +542,9 @@ cdef class Explorer:
                 g2 = self._intern(self.globals_, sg)
                 s2 = self._intern(self.slices_, ss) if s != NO_SLICE else 0
                 found.append((a, g2, s2, PLAIN))
+            if self.alone != NULL and not follow_alone and len(found) == n_before + 1:
+                if self.alone[<uint32_t> found[n_before][0]] and found[n_before][3] == PLAIN:
+                    follow_alone = <uint32_t> (n_before + 1)
         self._check_widths()
         cdef uint32_t run = self._remember(found)
         cdef uint64_t key = <uint64_t> g << 32 | (s + 1 if s != NO_SLICE else 0)
@@ -489,20 +552,29 @@ cdef class Explorer:
         self.memo_keys[slot] = key
         self.memo_entry[slot] = run + 1
         self.memo_n += 1
+        self.run_alone[run] = follow_alone
+        self.learned[run] = key
         return run
 
     cdef uint32_t _remember(self, list found) except? 0xffffffff:
         cdef uint32_t[::1] view
+        cdef uint64_t[::1] view8
         cdef uint32_t[:, ::1] view2
         if self.n_runs == len(self._run_first):
             more = max(1024, 2 * self.n_runs)
-            self._account(8 * (more - self.n_runs))
+            self._account(20 * (more - self.n_runs))
             self._run_first = _grown(self._run_first, more)
             self._run_n = _grown(self._run_n, more)
+            self._run_alone = _grown(self._run_alone, more)
+            self._learned = _grown(self._learned, more)
             view = self._run_first
             self.run_first = &view[0]
             view = self._run_n
             self.run_n = &view[0]
+            view = self._run_alone
+            self.run_alone = &view[0]
+            view8 = self._learned
+            self.learned = &view8[0]
         if self.n_tr + <Py_ssize_t> len(found) > len(self._tr):
             more = max(4096, 2 * (self.n_tr + len(found)))
             self._account(16 * (more - len(self._tr)))
@@ -517,50 +589,120 @@ cdef class Explorer:
         self.n_runs += 1
         return <uint32_t> (self.n_runs - 1)
 
-    cdef inline uint32_t run(self, uint32_t g, uint32_t s) except? 0xffffffff nogil:
+    cdef inline uint32_t run(self, Sub *sub, uint32_t g, uint32_t s) except? 0xfffffffe nogil:
+        """Return what is remembered of a pair; NOBODY if it is new and the piece may not learn."""
         cdef uint64_t key = <uint64_t> g << 32 | (s + 1 if s != NO_SLICE else 0)
         cdef uint64_t slot = self._memo_slot(key)
         if self.memo_entry[slot]:
             return self.memo_entry[slot] - 1
+        if not sub.learns:
+            sub.missed = True
+            return NOBODY
         with gil:
             return self._learn(g, s)
 
-    cdef inline int emit(self, uint64_t parent, uint32_t g, const uint16_t *ids) except -1 nogil:
+    # -- successors ------------------------------------------------------------------------
+
+    cdef inline int emit(self, Sub *sub, uint64_t parent, uint32_t g, const uint16_t *ids) except -1 nogil:
         if self.marks != NULL:
-            self.look(g, ids)
+            self.look(sub, g, ids)
             return 0
-        if self.n_batch == BATCH:
-            with gil:
-                self.flush()
-        self.pack(g, ids, self.batch + self.n_batch * self.words)
-        self.batch_parent[self.n_batch] = <uint32_t> parent
-        self.n_batch += 1
-        self.n_transitions += 1
+        if sub.n_batch == BATCH:
+            self._look_up(sub)
+        self.pack(g, ids, sub.batch + sub.n_batch * self.words)
+        sub.batch_parents[sub.n_batch] = <uint32_t> parent
+        sub.n_batch += 1
+        sub.n_transitions += 1
         return 0
 
-    cdef inline void look(self, uint32_t g, const uint16_t *ids) noexcept nogil:
-        """Notice whether a successor is marked: what ``emit`` does while ``reach_back`` runs."""
-        cdef uint64_t key[MAX_WORDS]  # not the batch: an expansion that was cut off left states there
-        cdef uint64_t slot
-        self.pack(g, ids, key)
-        slot = hash_words(key, self.words) & self.mask
-        while self.index[slot]:
-            if same_words(self.key(self.index[slot] - 1), key, self.words):
-                if self.marks[self.index[slot] - 1]:
-                    self.met = 1
-                elif self.edges != NULL:
-                    self.edges[2 * self.n_edges] = <uint32_t> self.looking
-                    self.edges[2 * self.n_edges + 1] = self.index[slot] - 1
-                    self.n_edges += 1
-                return
-            slot = (slot + 1) & self.mask
+    cdef int _look_up(self, Sub *sub) except -1 nogil:
+        """Look the batch up; keep what is no state yet as candidates."""
+        cdef uint64_t hashes[BATCH]
+        cdef Py_ssize_t i
+        for i in range(sub.n_batch):
+            hashes[i] = hash_words(sub.batch + i * self.words, self.words)
+            ghcb_prefetch(self.index + (hashes[i] & self.mask))
+        if sub.adds:
+            with gil:
+                self._make_room(sub.n_batch)
+            self._add_new(sub.batch, hashes, sub.batch_parents, sub.n_batch)
+        else:
+            while sub.n + sub.n_batch > sub.capacity:
+                with gil:
+                    self._grow_sub(sub)
+            for i in range(sub.n_batch):
+                if self.index[self.slot_of(sub.batch + i * self.words, hashes[i])] == 0:
+                    copy_words(sub.keys + sub.n * self.words, sub.batch + i * self.words, self.words)
+                    sub.hashes[sub.n] = hashes[i]
+                    sub.parents[sub.n] = sub.batch_parents[i]
+                    sub.n += 1
+        sub.n_batch = 0
+        return 0
 
-    cdef int _slow(self, uint64_t state, uint32_t g, const uint16_t *ids, Py_ssize_t i,
-                   const ghcb_alt_t *alt, uint32_t kind) except -1:
+    cdef void _add_new(self, const uint64_t *keys, const uint64_t *hashes, const uint32_t *parents, Py_ssize_t n) noexcept nogil:
+        """Make states of keys, in order, except where one is a state already."""
+        cdef Py_ssize_t i
+        cdef uint64_t slot
+        cdef const uint64_t *key
+        for i in range(n):
+            key = keys + i * self.words
+            slot = self.slot_of(key, hashes[i])
+            if self.index[slot]:
+                continue
+            copy_words(self.key(self.n_states), key, self.words)
+            self.parents[self.n_states >> CHUNK_BITS][self.n_states & CHUNK_MASK] = parents[i]
+            if self.fingerprints:
+                self.prints[self.n_states >> CHUNK_BITS][self.n_states & CHUNK_MASK] = hashes[i]
+            self.n_states += 1
+            self.index[slot] = <uint32_t> self.n_states
+
+    cdef int _make_room(self, Py_ssize_t n) except -1:
+        """Make room for ``n`` more states."""
+        cdef uint64_t most = self.n_states + <uint64_t> n
+        while 10 * most > 6 * (self.mask + 1):
+            self._grow_index(2 * <Py_ssize_t> (self.mask + 1))
+        while most > <uint64_t> len(self._chunks) * CHUNK:
+            self._grow_chunks()
+        return 0
+
+    cdef inline void look(self, Sub *sub, uint32_t g, const uint16_t *ids) noexcept nogil:
+        """Notice whether a successor is marked: what ``emit`` does while ``reach_back`` runs."""
+        cdef uint64_t key[MAX_WORDS]
+        cdef Py_ssize_t found
+        self.pack(g, ids, key)
+        found = self.number_of(key)
+        if found < 0:
+            return
+        if self.marks[found]:
+            self.met = 1
+        elif self.edges_ != NULL:
+            self.edges_[3 * self.n_edges] = <uint32_t> self.looking
+            self.edges_[3 * self.n_edges + 1] = <uint32_t> found
+            self.edges_[3 * self.n_edges + 2] = sub.agent
+            self.n_edges += 1
+
+    cdef Py_ssize_t _part_after(
+        self, Sub *sub, Parts parts, const uint64_t *part, const uint64_t *before, Py_ssize_t id_before,
+    ) except -2 nogil:
+        """Return the id of a part after an operation; -1 if it is new and the piece may not learn."""
+        cdef Py_ssize_t found
+        if memcmp(part, before, 8 * parts.width) == 0:
+            return id_before
+        found = parts.find(part)
+        if found >= 0:
+            return found
+        if not sub.learns:
+            sub.missed = True
+            return -1
+        with gil:
+            return self._intern(parts, part)
+
+    cdef int _slow(self, Sub *sub, uint64_t state, uint32_t g, const uint16_t *ids, Py_ssize_t i,
+                   const ghcb_alt_t *alt, uint32_t kind) except -1 nogil:
         """Operations that reach beyond one slice, executed on a whole record."""
         cdef Py_ssize_t n_global = self.program.n_global, n_slice = self.program.n_slice
-        cdef Py_ssize_t j, k
-        cdef uint64_t *slices = self.scratch + n_global
+        cdef Py_ssize_t j, k, part
+        cdef uint64_t *slices = sub.scratch + n_global
         cdef uint64_t *own
         cdef uint64_t *other
         cdef uint16_t after[MAX_OTHERS + 1]
@@ -569,51 +711,200 @@ cdef class Explorer:
         for j in range(self.n_others if kind == PAIR else 1):
             if kind == PAIR and (j == i or (self.symmetric and j and ids[j] == ids[j - 1] and j - 1 != i)):
                 continue
-            memcpy(self.scratch, self.globals_.data + g * n_global, 8 * n_global)
+            memcpy(sub.scratch, self.globals_.data + g * n_global, 8 * n_global)
             for k in range(self.n_others):
                 memcpy(slices + k * n_slice, self.slices_.data + ids[k] * n_slice, 8 * n_slice)
-            own = slices + i * n_slice if per_cpu else self.scratch
+            own = slices + i * n_slice if per_cpu else sub.scratch
             other = slices + (j if kind == PAIR else i if alt.binds else 0) * n_slice
-            if kind == PAIR and not enabled(self.program.code, alt, self.scratch, own, other):
+            if kind == PAIR and not enabled(self.program.code, alt, sub.scratch, own, other):
                 continue
-            apply(self.program.code, alt, &self.program.profile.c, &self.program.tables, self.scratch, own, other,
-                  slices, self.n_others, n_slice, NULL)
-            self.n_executed += 1
-            g2 = self._intern_record(self.scratch, after)
-            self.emit(state, g2, after)
+            apply(self.program.code, alt, &self.program.profile.c, &self.program.tables, sub.scratch, own,
+                  other, slices, self.n_others, n_slice, NULL)
+            sub.n_executed += 1
+            part = self._part_after(sub, self.globals_, sub.scratch, self.globals_.data + g * n_global, g)
+            if part < 0:
+                return 0
+            g2 = <uint32_t> part
+            for k in range(self.n_others):
+                part = self._part_after(
+                    sub, self.slices_, slices + k * n_slice, self.slices_.data + ids[k] * n_slice, ids[k]
+                )
+                if part < 0:
+                    return 0
+                after[k] = <uint16_t> part
+            if sub.learns:
+                with gil:
+                    self._check_widths()
+            if self.symmetric:
+                sort_ids(after, self.n_others)
+            self.emit(sub, state, g2, after)
         return 0
 
-    cdef int _expand_one(self, uint64_t state) except -1 nogil:
-        cdef uint16_t ids[MAX_OTHERS + 1]
+    cdef inline int _follow(self, Sub *sub, uint64_t state, uint32_t g, const uint16_t *ids, Py_ssize_t i,
+                            uint32_t *tr) except -1 nogil:
+        """Take one remembered transition of the pair (g, slice i; none if i is -1)."""
         cdef uint16_t after[MAX_OTHERS + 1]
+        if self.edges_ != NULL:
+            sub.agent = self.program.alt[tr[0]].role * 64
+            if self.program.role[self.program.alt[tr[0]].role].block == clib.GHCB_BLOCK_OWN:
+                sub.agent += <uint32_t> i
+        if tr[3] != PLAIN:
+            return self._slow(sub, state, g, ids, i, self.program.alt + tr[0], tr[3])
+        if i < 0 or tr[2] == ids[i]:
+            return self.emit(sub, state, tr[1], ids)
+        memcpy(after, ids, 2 * self.n_others)
+        after[i] = <uint16_t> tr[2]
+        if self.symmetric:
+            settle(after, self.n_others, i)
+        return self.emit(sub, state, tr[1], after)
+
+    cdef int _expand_one(self, Sub *sub, uint64_t state) except -1 nogil:
+        """Note what follows from a state. If something new is met, ``sub.missed`` is set."""
+        cdef uint16_t ids[MAX_OTHERS + 1]
         cdef uint32_t g = self.unpack(self.key(state), ids)
-        cdef uint64_t before = self.n_transitions
-        cdef Py_ssize_t i, k
+        cdef uint64_t before = sub.n_transitions
+        cdef Py_ssize_t i
         cdef uint32_t run, t
-        cdef uint32_t *tr
+        if self.alone != NULL and self._follow_alone(sub, state, g, ids):
+            return 0
         for i in range(-1, self.n_others):
             if self.met:
                 return 0
             if i > 0 and self.symmetric and ids[i] == ids[i - 1]:
                 continue
-            run = self.run(g, <uint32_t> ids[i] if i >= 0 else <uint32_t> NO_SLICE)
+            run = self.run(sub, g, <uint32_t> ids[i] if i >= 0 else <uint32_t> NO_SLICE)
+            if sub.missed:
+                return 0
             for t in range(self.run_n[run]):
-                tr = self.tr + 4 * (<Py_ssize_t> self.run_first[run] + t)
-                if tr[3] != PLAIN:
-                    with gil:
-                        self._slow(state, g, ids, i, self.program.alt + tr[0], tr[3])
-                    continue
-                if i < 0 or tr[2] == ids[i]:
-                    self.emit(state, tr[1], ids)
-                    continue
-                memcpy(after, ids, 2 * self.n_others)
-                after[i] = <uint16_t> tr[2]
-                if self.symmetric:
-                    settle(after, self.n_others, i)
-                self.emit(state, tr[1], after)
-        if self.marks == NULL and self.n_transitions == before:
-            with gil:
-                self._terminals.append(state)
+                self._follow(sub, state, g, ids, i, self.tr + 4 * (<Py_ssize_t> self.run_first[run] + t))
+        if self.marks == NULL and sub.n_transitions == before and not sub.missed:
+            if sub.n_terminals == sub.room:
+                with gil:
+                    self._grow_terminals(sub)
+            sub.terminals[sub.n_terminals] = <uint32_t> state
+            sub.n_terminals += 1
+        return 0
+
+    cdef int _follow_alone(self, Sub *sub, uint64_t state, uint32_t g, const uint16_t *ids) except -1 nogil:
+        """Follow the first operation that may be followed alone, if there is one; 1 if that was all."""
+        cdef Py_ssize_t i
+        cdef uint32_t run
+        for i in range(-1, self.n_others):
+            if i > 0 and self.symmetric and ids[i] == ids[i - 1]:
+                continue
+            run = self.run(sub, g, <uint32_t> ids[i] if i >= 0 else <uint32_t> NO_SLICE)
+            if sub.missed:
+                return 1
+            if self.run_alone[run]:
+                self._follow(
+                    sub, state, g, ids, i,
+                    self.tr + 4 * (<Py_ssize_t> self.run_first[run] + self.run_alone[run] - 1),
+                )
+                return 1
+        return 0
+
+    cdef int _expand_sub(self, Sub *sub) except -1 nogil:
+        """Expand the states of a piece that are left, up to one that meets something new."""
+        cdef uint64_t n_transitions, n_executed
+        while sub.state < sub.end:
+            if sub.skip == NULL or not sub.skip[sub.state - sub.origin]:
+                n_transitions, n_executed = sub.n_transitions, sub.n_executed
+                self._expand_one(sub, sub.state)
+                if sub.missed:  # what was found of it so far will be found again
+                    sub.n_transitions, sub.n_executed = n_transitions, n_executed
+                    return 0
+            sub.state += 1
+        return self._look_up(sub)
+
+    def _work(self, Py_ssize_t k):
+        with nogil:
+            self._expand_sub(self.subs + k)
+
+    cdef int _begin(self, Sub *sub, uint64_t first, uint64_t end, const uint8_t *skip, uint64_t origin) except -1:
+        self._prepare(sub)
+        sub.state, sub.end = first, end
+        sub.skip, sub.origin = skip, origin
+        sub.n = sub.n_batch = sub.n_terminals = 0
+        sub.n_transitions = sub.n_executed = 0
+        sub.missed = False
+        return 0
+
+    cdef int _finish(self, Sub *sub) except -1:
+        """Take over what a piece has counted."""
+        self._note_terminals(sub)
+        self.n_transitions += sub.n_transitions
+        self.n_executed += sub.n_executed
+        return 0
+
+    cdef int _round(self, uint64_t first, uint64_t end, const uint8_t *skip, uint64_t origin) except -1:
+        """Expand at most SUB * N_SUBS states."""
+        cdef Sub *alone = self.subs + N_SUBS
+        if self.n_threads > 1 and end - first >= THREADED * SUB:
+            return self._round_of_threads(first, end, skip, origin)
+        self._begin(alone, first, end, skip, origin)
+        alone.learns = alone.adds = True
+        try:
+            with nogil:
+                self._expand_sub(alone)
+        finally:
+            alone.adds = False
+            self._finish(alone)
+        return 0
+
+    cdef int _round_of_threads(self, uint64_t first, uint64_t end, const uint8_t *skip, uint64_t origin) except -1:
+        """The same, with one piece for each thread at a time: what was found is added, or nothing."""
+        cdef Py_ssize_t k, n_subs = <Py_ssize_t> ((end - first + SUB - 1) // SUB)
+        cdef Py_ssize_t n = 0
+        cdef Sub *sub
+        cdef uint64_t begin
+        for k in range(n_subs):
+            begin = first + <uint64_t> k * SUB
+            self._begin(self.subs + k, begin, min(end, begin + SUB), skip, origin)
+            self.subs[k].learns = self.subs[k].adds = False
+        if self._pool is None:
+            self._pool = _ThreadPoolExecutor(self.n_threads, "explorer")
+        # all of them end before the first error is raised: nobody works on what is given up
+        futures = [self._pool.submit(self._work, k) for k in range(n_subs)]
+        for error in [future.exception() for future in futures]:
+            if error is not None:
+                raise error
+        for k in range(n_subs):
+            sub = self.subs + k
+            sub.learns, sub.missed = True, False
+            with nogil:
+                self._expand_sub(sub)
+            n += sub.n
+        self._make_room(n)
+        for k in range(n_subs):
+            sub = self.subs + k
+            with nogil:
+                self._add_new(sub.keys, sub.hashes, sub.parents, sub.n)
+            self._finish(sub)
+        return 0
+
+    cdef int _grow_terminals(self, Sub *sub) except -1:
+        """Make room for more of a piece's states after which nothing happens."""
+        cdef Py_ssize_t which = sub - self.subs
+        cdef uint32_t[::1] view
+        self._account(4 * max(sub.room, <Py_ssize_t> 256))
+        self._sub_arrays[which]["terminals"] = _grown(self._sub_arrays[which]["terminals"], sub.room + max(sub.room, 256))
+        view = self._sub_arrays[which]["terminals"]
+        sub.terminals = &view[0]
+        sub.room = view.shape[0]
+        return 0
+
+    cdef int _note_terminals(self, const Sub *sub) except -1:
+        cdef uint32_t[::1] view
+        cdef Py_ssize_t n = self.n_terminals + sub.n_terminals
+        if sub.n_terminals == 0:
+            return 0
+        if n > len(self._terminals):
+            room = max(1024, 2 * n)
+            self._account(4 * (room - len(self._terminals)))
+            self._terminals = _grown(self._terminals, room)
+        view = self._terminals
+        memcpy(&view[self.n_terminals], sub.terminals, 4 * sub.n_terminals)
+        self.n_terminals = n
         return 0
 
     def expand(self, uint64_t first, uint64_t end, const uint8_t[::1] skip=None):
@@ -641,20 +932,20 @@ cdef class Explorer:
     cdef int _expand(self, uint64_t first, uint64_t end, const uint8_t[::1] skip) except -1:
         if end > self.n_states or first > end or (skip is not None and skip.shape[0] != end - first):
             raise _errors.OutOfRange(f"states {first} to {end} of {self.n_states}")
-        cdef Py_ssize_t i = 0, n = <Py_ssize_t> (end - first)
-        cdef Py_ssize_t stop
-        cdef bint all_of_them = skip is None
-        while i < n:
-            if i:
+        if first < self.released:
+            raise _errors.StateConflict(f"state {first}: its key is given up, a fingerprint is left")
+        cdef const uint8_t *marks = NULL
+        if skip is not None and skip.shape[0]:
+            marks = &skip[0]
+        cdef uint64_t at = first
+        while at < end:
+            if at != first:
                 PyErr_CheckSignals()
-            stop = min(n, i + UNINTERRUPTED)
-            with nogil:  # once for many states: taking the GIL costs as much as a small state
-                while i < stop:
-                    if all_of_them or not skip[i]:
-                        self._expand_one(first + <uint64_t> i)
-                    i += 1
-        self.flush()
+            self._round(at, min(end, at + SUB * N_SUBS), marks, first)
+            at += SUB * N_SUBS
         return 0
+
+    # -- backwards, and as a graph ---------------------------------------------------------
 
     def reach_back(self, uint8_t[::1] marks not None):
         """Mark, in place, every state from which a marked one can be reached.
@@ -671,22 +962,63 @@ cdef class Explorer:
         ------
         MemoryLimit
             The edges do not fit; ``marks`` is not complete.
+        StateConflict
+            Keys were given up: fingerprints cannot be expanded.
         """
-        if <uint64_t> marks.shape[0] != self.n_states:
-            raise _errors.OutOfRange(f"{marks.shape[0]} marks for {self.n_states} states")
-        if not self._lock.acquire(False):
-            raise _errors.StateConflict("the explorer is in use")
-        self.marks = &marks[0]
+        self._look_begins(marks)
         try:
             self._sweep()
             self._follow_edges_back(_np.asarray(marks))
         finally:
-            self.marks = NULL
-            self.edges = NULL
-            self.met = 0
-            self.size_bytes -= self.edges_bytes
-            self.edges_bytes = 0
-            self._lock.release()
+            self._look_ends()
+
+    def edges(self):
+        """Return every step between states that were found, by whom: three arrays.
+
+        Returns
+        -------
+        (source, target, agent) : uint32 arrays, shape (n,)
+            ``agent`` is role * 64 + index of the CPU's slice (0 for a role without one), sorted by
+            source. With ``symmetric`` the index means nothing.
+
+        Raises
+        ------
+        MemoryLimit
+            They do not fit.
+        StateConflict
+            Keys were given up.
+        """
+        cdef uint8_t[::1] marks = _np.zeros(self.n_states, dtype=_np.uint8)
+        self._look_begins(marks)
+        try:
+            found, _ = self._collect(range(self.n_states))
+            found = found.copy()
+        finally:
+            self._look_ends()
+        return found[:, 0].copy(), found[:, 1].copy(), found[:, 2].copy()
+
+    cdef int _look_begins(self, uint8_t[::1] marks) except -1:
+        if <uint64_t> marks.shape[0] != self.n_states:
+            raise _errors.OutOfRange(f"{marks.shape[0]} marks for {self.n_states} states")
+        if self.released:
+            raise _errors.StateConflict("keys of states are given up, fingerprints are left")
+        if not self._lock.acquire(False):
+            raise _errors.StateConflict("the explorer is in use")
+        self.marks = &marks[0]
+        self.met = 0
+        self.n_edges = 0
+        self.subs[N_SUBS].learns = True
+        self.subs[N_SUBS].missed = False
+        return 0
+
+    cdef int _look_ends(self) except -1:
+        self.marks = NULL
+        self.edges_ = NULL
+        self.met = 0
+        self.size_bytes -= self.edges_bytes
+        self.edges_bytes = 0
+        self._lock.release()
+        return 0
 
     cdef int _sweep(self) except -1:
         cdef uint64_t state = self.n_states
@@ -698,37 +1030,40 @@ cdef class Explorer:
                 continue
             self.met = 0
             with nogil:
-                self._expand_one(state)
+                self._expand_one(self.subs + N_SUBS, state)
             self.marks[state] = self.met
         return 0
 
-    cdef int _follow_edges_back(self, marks) except -1:
+    def _collect(self, states):
+        """Return the edges from states to unmarked ones, and the states that have a marked one."""
         cdef Py_ssize_t room = 1 << 12
         cdef Py_ssize_t most = self._most_successors()
         cdef uint32_t[:, ::1] view
         cdef uint64_t state
-        edges = _np.empty((room, 2), dtype=_np.uint32)
+        edges = _np.empty((room, 3), dtype=_np.uint32)
         seeds = []
-        self.n_edges = 0
-        for at, i in enumerate(_np.flatnonzero(marks == 0)):
+        for at, i in enumerate(states):
             state = i
             if at & 0xffff == 0xffff:
                 PyErr_CheckSignals()
             if self.n_edges + most > room:
                 room = 2 * (room + most)
-                more = 8 * room - edges.nbytes
+                more = 12 * room - edges.nbytes
                 self._account(more)
                 self.edges_bytes += more
                 edges = _grown(edges, room)
             view = edges
-            self.edges = &view[0, 0]
+            self.edges_ = &view[0, 0]
             self.looking = state
             self.met = 0
             with nogil:
-                self._expand_one(state)
+                self._expand_one(self.subs + N_SUBS, state)
             if self.met:
                 seeds.append(i)
-        edges = edges[: self.n_edges]
+        return edges[: self.n_edges], seeds
+
+    cdef int _follow_edges_back(self, marks) except -1:
+        edges, seeds = self._collect(_np.flatnonzero(marks == 0))
         order = _np.argsort(edges[:, 1], kind="stable")
         source, target = edges[order, 0], edges[order, 1].astype(_np.int64)
         frontier = _np.array(seeds, dtype=_np.int64)
@@ -750,8 +1085,10 @@ cdef class Explorer:
 
     @property
     def terminals(self):
-        """Expanded states from which nothing follows, in order of discovery."""
-        return list(self._terminals)
+        """Expanded states from which nothing follows, in order of discovery: uint32 array."""
+        view = self._terminals[: self.n_terminals]
+        view.flags.writeable = False
+        return view
 
     @property
     def n_parts(self):
@@ -760,7 +1097,7 @@ cdef class Explorer:
 
     @property
     def n_bytes(self):
-        """Memory of states, index, parts and remembered transitions."""
+        """Memory of states, index, parts, candidates and remembered transitions."""
         return self.size_bytes + self.globals_.bytes() + self.slices_.bytes()
 
     def tables(self):
@@ -771,8 +1108,7 @@ cdef class Explorer:
     def part_ids(self, uint64_t first, uint64_t end):
         """Return the ids of states: global parts, shape (n,), and slices, shape (n, n_others)."""
         self._idle()
-        if end > self.n_states or first > end:
-            raise _errors.OutOfRange(f"states {first} to {end} of {self.n_states}")
+        self._there(first, end)
         g_out = _np.empty(end - first, dtype=_np.uint32)
         s_out = _np.empty((end - first, max(self.n_others, 1)), dtype=_np.uint16)
         cdef uint32_t[::1] g = g_out
@@ -783,6 +1119,26 @@ cdef class Explorer:
                 for i in range(end - first):
                     g[i] = self.unpack(self.key(first + i), &s[i, 0])
         return g_out, s_out[:, : self.n_others]
+
+    def part_ids_of(self, const uint32_t[::1] states not None):
+        """Return the ids of these states, as ``part_ids`` does of a range."""
+        self._idle()
+        cdef Py_ssize_t i, n = states.shape[0]
+        g_out = _np.empty(n, dtype=_np.uint32)
+        s_out = _np.empty((n, max(self.n_others, 1)), dtype=_np.uint16)
+        cdef uint32_t[::1] g = g_out
+        cdef uint16_t[:, ::1] s = s_out
+        for i in range(n):
+            self._there(states[i], <uint64_t> states[i] + 1)
+            g[i] = self.unpack(self.key(states[i]), &s[i, 0])
+        return g_out, s_out[:, : self.n_others]
+
+    cdef int _there(self, uint64_t first, uint64_t end) except -1:
+        if end > self.n_states or first > end:
+            raise _errors.OutOfRange(f"states {first} to {end} of {self.n_states}")
+        if first < end and first < self.released:
+            raise _errors.StateConflict(f"state {first}: its key is given up, a fingerprint is left")
+        return 0
 
     def path(self, uint64_t state):
         """Return the states from the first one to ``state``, each found from the one before."""
@@ -816,12 +1172,95 @@ cdef class Explorer:
         if self.symmetric:
             sort_ids(ids, self.n_others)
         self.pack(<uint32_t> g, ids, key)
-        cdef uint64_t slot = hash_words(key, self.words) & self.mask
-        while self.index[slot]:
-            if memcmp(self.key(self.index[slot] - 1), key, 8 * self.words) == 0:
-                return self.index[slot] - 1
-            slot = (slot + 1) & self.mask
-        return -1
+        return self.number_of(key)
+
+    # -- to be taken up again --------------------------------------------------------------
+
+    def stored(self, uint64_t first, uint64_t end):
+        """Return copies of keys, shape (n, words), and parents, shape (n,), of a range of states."""
+        self._idle()
+        self._there(first, end)
+        keys = _np.empty((end - first, self.words), dtype=_np.uint64)
+        parents = _np.empty(end - first, dtype=_np.uint32)
+        at = first
+        while at < end:
+            chunk, begin = at >> CHUNK_BITS, at & CHUNK_MASK
+            n = min(end - at, CHUNK - begin)
+            keys[at - first : at - first + n] = self._chunks[chunk][0][begin : begin + n]
+            parents[at - first : at - first + n] = self._chunks[chunk][1][begin : begin + n]
+            at += n
+        return keys, parents
+
+    @property
+    def learned(self):
+        """Pairs whose transitions are remembered, in the order in which they were met: uint64."""
+        return self._learned[: self.n_runs].copy()
+
+    def restore(self, global_parts, slice_parts, keys, parents, terminals, learned, uint64_t n_transitions):
+        """Take up a search again from what ``tables``, ``stored``, ``terminals`` and ``learned`` gave.
+
+        The explorer must be a new one of the same program and the same first state. What follows is
+        as if it had never been left.
+
+        Raises
+        ------
+        StateConflict
+            It is not new, or the first state is another one.
+        OutOfRange
+            The arrays do not fit each other or this explorer.
+        MemoryLimit, NarrowIds
+        """
+        self._idle()
+        if self.n_states != 1 or self.n_transitions or self.fingerprints:
+            raise _errors.StateConflict("only a new explorer that keeps keys takes up a search")
+        cdef const uint64_t[:, ::1] g = _np.ascontiguousarray(global_parts, dtype=_np.uint64)
+        cdef const uint64_t[:, ::1] s = _np.ascontiguousarray(slice_parts, dtype=_np.uint64)
+        cdef uint64_t[:, ::1] k
+        cdef const uint64_t[::1] pairs = _np.ascontiguousarray(learned, dtype=_np.uint64)
+        cdef uint16_t ids[MAX_OTHERS + 1]
+        cdef Py_ssize_t i, j
+        cdef uint64_t n = <uint64_t> len(keys)
+        cdef uint32_t part
+        if g.shape[1] != self.program.n_global or s.shape[1] != self.program.n_slice:
+            raise _errors.OutOfRange(f"parts of {g.shape[1]} and {s.shape[1]} words")
+        if keys.ndim != 2 or keys.shape[1] != self.words or len(parents) != n or not n:
+            raise _errors.OutOfRange(f"keys of shape {keys.shape}, {len(parents)} parents")
+        k = _np.ascontiguousarray(keys, dtype=_np.uint64)
+        if not same_words(&k[0, 0], self.key(0), self.words):
+            raise _errors.StateConflict("another first state")
+        for i in range(g.shape[0]):
+            if self._intern(self.globals_, &g[i, 0]) != i:
+                raise _errors.OutOfRange(f"global part {i} stands twice")
+        for i in range(s.shape[0]):
+            if self._intern(self.slices_, &s[i, 0]) != i:
+                raise _errors.OutOfRange(f"slice {i} stands twice")
+        self._check_widths()
+        for i in range(<Py_ssize_t> n):
+            part = self.unpack(&k[i, 0], ids)
+            for j in range(self.n_others):
+                if ids[j] >= s.shape[0]:
+                    raise _errors.OutOfRange(f"state {i}: slice {ids[j]} of {s.shape[0]}")
+            if part >= g.shape[0] or parents[i] >= n or (i and parents[i] >= i):
+                raise _errors.OutOfRange(f"state {i}: global part {part}, parent {parents[i]}")
+        while n > <uint64_t> len(self._chunks) * CHUNK:
+            self._grow_chunks()
+        for i in range(len(self._chunks)):
+            begin, end = i * CHUNK, min((i + 1) * CHUNK, n)
+            self._chunks[i][0][: end - begin] = keys[begin:end]
+            self._chunks[i][1][: end - begin] = parents[begin:end]
+        self._count_in(0, n)
+        for i in range(pairs.shape[0]):
+            part = <uint32_t> (pairs[i] & 0xffffffff)
+            if pairs[i] >> 32 >= <uint64_t> self.globals_.n or part > <uint32_t> self.slices_.n:
+                raise _errors.OutOfRange(f"learned[{i}]: {pairs[i]:#x}")
+            self.subs[N_SUBS].learns = True
+            self.run(self.subs + N_SUBS, <uint32_t> (pairs[i] >> 32), part - 1 if part else <uint32_t> NO_SLICE)
+        if len(terminals) and int(_np.max(terminals)) >= n:
+            raise _errors.OutOfRange(f"terminals: {int(_np.max(terminals))} of {n} states")
+        self._account(4 * <Py_ssize_t> len(terminals))
+        self._terminals = _np.array(terminals, dtype=_np.uint32)
+        self.n_terminals = <Py_ssize_t> len(terminals)
+        self.n_transitions = n_transitions
 
 
 cdef inline void sort_ids(uint16_t *ids, Py_ssize_t n) noexcept nogil:
@@ -852,65 +1291,3 @@ def _grown(array, n):
     out = _np.zeros((n, *array.shape[1:]), dtype=array.dtype)
     out[: len(array)] = array
     return out
-
-
-@cython.final
-@cython.auto_pickle(False)
-cdef class PlainExplorer:
-    """PlainExplorer(program, record, *, symmetric=False)\n--\n
-    The same search in the most obvious form: whole records in a dict, every step executed. Slow
-    and large; the cross-check of ``Explorer``.
-
-    Attributes
-    ----------
-    n_states, n_transitions : int
-    terminals : list of bytes
-        Records from which nothing follows.
-    """
-
-    cdef readonly Program program
-    cdef readonly object states
-    cdef readonly uint64_t n_transitions
-    cdef readonly list terminals
-    cdef bint symmetric
-
-    def __init__(self, Program program not None, record, *, bint symmetric=False):
-        self.program = program
-        self.symmetric = symmetric and not program.ordered
-        self.terminals = []
-        start = self._canonical(_np.array(record, dtype=_np.uint64))
-        self.states = {start: None}
-
-    def _canonical(self, record):
-        if self.symmetric:
-            n = self.program.n_global
-            slices = record[n:].reshape(-1, self.program.n_slice)
-            record[n:] = _np.concatenate(sorted(slices, key=tuple)) if len(slices) else record[n:]
-        return record.tobytes()
-
-    @property
-    def n_states(self):
-        return len(self.states)
-
-    def explore(self):
-        """Find every reachable state."""
-        frontier = list(self.states)
-        while frontier:
-            following = []
-            for state in frontier:
-                after = set()
-                n = 0
-                record = _np.frombuffer(state, dtype=_np.uint64).copy()
-                for alt, own, other in self.program.moves(record):
-                    copy = record.copy()
-                    self.program.step(copy, alt, own, other)
-                    n += 1
-                    after.add(self._canonical(copy))
-                self.n_transitions += n
-                if not n:
-                    self.terminals.append(state)
-                for found in sorted(after):
-                    if found not in self.states:
-                        self.states[found] = state
-                        following.append(found)
-            frontier = following

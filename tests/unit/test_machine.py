@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from ghcbcore._cffi import lib
 from ghcbcore.errors import OutOfRange, SevError, StateConflict
-from ghcbcore.explorer import Explorer, MemoryLimit, NarrowIds, PlainExplorer
+from ghcbcore.explorer import Explorer, MemoryLimit, NarrowIds
 from ghcbcore.host import VCPU_DTYPE, VM_DTYPE
 from ghcbcore.machine import ALT_DTYPE, INSN_DTYPE, ROLE_DTYPE, Program
+from ghcbcore.plainexplorer import PlainExplorer
 from ghcbcore.profile import Profile
 from ghcbcore.simulator import Simulator
 
