@@ -20,7 +20,7 @@ from ghcbcore.plainexplorer import PlainExplorer
 from pysev.checking import check
 from pysev.flow import Flow, add, each, op, put, when
 from pysev.machine import Machine
-from pysev.scenarios import all_scenarios, find
+from pysev.scenarios import all_scenarios
 
 SCENARIOS = {s.name: s for s in all_scenarios()}
 RANDOM = settings(
@@ -311,12 +311,12 @@ def test_a_bound_below_one_state_is_refused(bound):
 def test_check_says_that_it_is_not_complete_when_memory_ends(whole):
     for bound in bounds(whole.n_bytes):
         try:
-            result = check(find("sev-es-kexec/legacy-svm").build(Machine.of(9)), 9, max_bytes=bound)
+            result = check(big().flow, 5, max_bytes=bound)
         except OutOfRange:
             continue
         assert result.n_bytes <= bound
         if not result.complete:
-            assert result.verdict == "unknown"
+            assert result.verdict in ("unknown", "violated")
             break
     else:
         pytest.fail("no bound was reached")
