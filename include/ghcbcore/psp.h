@@ -142,6 +142,14 @@
 #define SEV_FW_CMD_TIO_DEV_RECLAIM 0xd3
 #define SEV_FW_CMD_TIO_DEV_CONNECT 0xd4
 #define SEV_FW_CMD_TIO_DEV_DISCONNECT 0xd5
+
+/* what a guest's policy says, as far as a command asks for it: bit numbers */
+#define SEV_POLICY_NODBG 0
+#define SEV_POLICY_ES 2
+#define SNP_POLICY_DEBUG 19
+#define SNP_POLICY_SINGLE_SOCKET 20
+
+#define SEV_FW_SHUTDOWN_EX_BYTES 8 /* of SNP_SHUTDOWN_EX's structure, and what it must say itself */
 /* cffi: end */
 
 #endif
