@@ -1330,3 +1330,73 @@ cdef extern from "ghcbcore/places.h" nogil:
     uint64_t ghcb_places_carry_out(
         const ghcb_places_t *places, const ghcb_reach_from_t *reach, uint64_t which, uint64_t value
     )
+
+cdef extern from "ghcbcore/firmware_step.h" nogil:
+    enum:
+        GHCB_FW_MAX_CCXS
+        GHCB_FW_MAX_GUESTS
+        GHCB_FW_N_BADS
+        GHCB_FW_STEP_COMMAND
+        GHCB_FW_STEP_WBINVD
+        GHCB_FW_STEP_WBNOINVD
+        GHCB_FW_STEP_END
+        GHCB_FW_REBUILD_SHIFT
+        GHCB_FW_THREAD_DONE_SHIFT
+        GHCB_FW_THREAD_OFFLINE_SHIFT
+        GHCB_FW_THREAD_SNP_EN_SHIFT
+        GHCB_FW_THREAD_HSAVE_SHIFT
+        GHCB_FW_THREAD_FIRST_SHIFT
+        GHCB_FW_THREAD_CCX_SHIFT
+        GHCB_FW_THREAD_CCX_WIDTH
+    const uint64_t GHCB_FW_ALL_THREADS
+    const uint64_t GHCB_FW_UNMODELLED
+
+    ctypedef struct ghcb_fw_t:
+        uint64_t *state
+        uint64_t *keys
+        uint64_t *guests
+        uint64_t *cells
+        uint64_t *boot
+        uint64_t *others
+        uint64_t n_others
+        uint64_t stride
+        uint64_t n_guests
+        uint64_t n_ccxs
+        uint64_t max_asid
+        uint64_t first_sev_asid
+        uint64_t n_bitmap
+        uint64_t rules
+
+    ctypedef struct ghcb_fw_op_t:
+        uint64_t command
+        uint64_t guest
+        uint64_t asid
+        uint64_t ccxs
+        uint64_t options
+        uint64_t bad
+        uint64_t pages
+        uint64_t policy
+        uint64_t length
+        uint64_t limit
+        uint64_t target
+
+    ctypedef struct ghcb_fw_step_t:
+        uint64_t step
+        uint64_t thread
+        ghcb_fw_op_t op
+
+    ctypedef struct ghcb_fw_answer_t:
+        uint64_t status
+        uint64_t kind
+        uint64_t arg
+
+    ctypedef struct ghcb_fw_check_t:
+        uint32_t kind
+        uint32_t status
+        uint64_t arg
+
+    int ghcb_fw_checks(uint64_t command, const ghcb_fw_check_t **found)
+    uint64_t ghcb_fw_bads(uint64_t command)
+    uint64_t ghcb_fw_n_bitmap(uint64_t max_asid)
+    void ghcb_fw_invalidate_all(const ghcb_fw_t *fw, uint64_t *thread)
+    void ghcb_fw_step(const ghcb_fw_t *fw, const ghcb_fw_step_t *step, ghcb_fw_answer_t *answer)

@@ -132,7 +132,7 @@ static inline void ghcb_fw_begin(const ghcb_fw_t *fw, uint64_t *guest)
 {
     uint64_t asid = GHCB_FW_GET(*guest, GUEST_ASID), ccxs = GHCB_FW_GET(*guest, GUEST_CCXS);
 
-    if (GHCB_FW_GET(*guest, GUEST_ACTIVE) != GHCB_FW_PENDING)
+    if (GHCB_FW_GET(*guest, GUEST_ACTIVE) != GHCB_FW_PENDING || !ghcb_fw_is_asid(fw, asid))
         return;
     ghcb_fw_put_cells(ghcb_fw_cells(fw, asid), ccxs, GHCB_FW_IN_USE);
     ghcb_fw_let_run(fw, ccxs, asid, 1);
@@ -145,7 +145,7 @@ static inline void ghcb_fw_deactivate(const ghcb_fw_t *fw, uint64_t *guest)
     uint64_t asid = GHCB_FW_GET(*guest, GUEST_ASID), ccxs = GHCB_FW_GET(*guest, GUEST_CCXS);
     uint64_t used, *cells;
 
-    if (GHCB_FW_GET(*guest, GUEST_ACTIVE) == GHCB_FW_INACTIVE)
+    if (GHCB_FW_GET(*guest, GUEST_ACTIVE) == GHCB_FW_INACTIVE || !ghcb_fw_is_asid(fw, asid))
         return;
     cells = ghcb_fw_cells(fw, asid);
     used = ghcb_fw_ccxs_in(fw, *cells, GHCB_FW_IN_USE) & ccxs;
