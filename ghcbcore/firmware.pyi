@@ -3,13 +3,35 @@ from typing import Any, Final, SupportsIndex, final
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ANSWER_DTYPE", "STEP_DTYPE", "Machines", "bads", "checks"]
+__all__ = [
+    "ANSWER_DTYPE",
+    "STEP_DTYPE",
+    "Machines",
+    "bads",
+    "checks",
+    "guests",
+    "invalid",
+    "members",
+    "new_threads",
+    "platforms",
+    "states",
+    "threads",
+]
 
 ANSWER_DTYPE: Final[np.dtype[np.void]]
 STEP_DTYPE: Final[np.dtype[np.void]]
 
 def checks(command: SupportsIndex) -> list[tuple[int, int, int]] | None: ...
 def bads(command: SupportsIndex) -> int: ...
+def platforms(words: npt.ArrayLike) -> npt.NDArray[Any]: ...
+def guests(words: npt.ArrayLike) -> npt.NDArray[Any]: ...
+def threads(words: npt.ArrayLike) -> npt.NDArray[Any]: ...
+def states(words: npt.ArrayLike, n_ccxs: SupportsIndex) -> npt.NDArray[np.uint8]: ...
+def invalid(words: npt.ArrayLike, asid: SupportsIndex) -> npt.NDArray[np.bool_]: ...
+def members(bits: SupportsIndex) -> list[int]: ...
+def new_threads(
+    n_ccxs: int, cores_per_ccx: int, threads_per_core: int, *, snp_en: bool = True
+) -> npt.NDArray[np.uint64]: ...
 @final
 class Machines:
     def __init__(

@@ -16,15 +16,123 @@ from ghcbcore cimport clib
 from ghcbcore.clib cimport ghcb_fw_answer_t, ghcb_fw_check_t, ghcb_fw_step_t, ghcb_fw_t
 from libc.stdint cimport uint64_t
 
-__all__ = ["ANSWER_DTYPE", "STEP_DTYPE", "Machines", "bads", "checks"]
+__all__ = [
+    "ANSWER_DTYPE",
+    "STEP_DTYPE",
+    "Machines",
+    "bads",
+    "checks",
+    "guests",
+    "invalid",
+    "members",
+    "new_threads",
+    "platforms",
+    "states",
+    "threads",
+]
 
 cdef ghcb_fw_step_t _step
 cdef ghcb_fw_answer_t _answer
 STEP_DTYPE = _np.asarray(<ghcb_fw_step_t[:1]> &_step).dtype
 ANSWER_DTYPE = _np.asarray(<ghcb_fw_answer_t[:1]> &_answer).dtype
 
-cdef enum:
-    LARGEST_COMMAND = 0xffffffff
+cdef object LARGEST_COMMAND = int("ffffffff", 16)
+cdef object LARGEST_WORD = int("ffffffffffffffff", 16)
+
+
+def platforms(words):
+    """Take words of platforms apart: uint64, any shape, to a record array of that shape.
+
+    Fields: ``sev`` and ``snp`` (states), ``rmp``, ``iommu``, ``es``, ``owned``, ``rebuild`` (0 or 1),
+    ``limit`` (the last ASID for SNP with ciphertext hiding, else 0).
+    """
+    return _fields(words, (
+        ("sev", "u1", clib.GHCB_FW_SEV_SHIFT, clib.GHCB_FW_SEV_WIDTH),
+        ("snp", "u1", clib.GHCB_FW_SNP_SHIFT, 1),
+        ("rmp", "u1", clib.GHCB_FW_RMP_SHIFT, 1),
+        ("iommu", "u1", clib.GHCB_FW_IOMMU_SHIFT, 1),
+        ("es", "u1", clib.GHCB_FW_ES_SHIFT, 1),
+        ("owned", "u1", clib.GHCB_FW_OWNED_SHIFT, 1),
+        ("rebuild", "u1", clib.GHCB_FW_REBUILD_SHIFT, 1),
+        ("limit", "u2", clib.GHCB_FW_LIMIT_SHIFT, clib.GHCB_FW_LIMIT_WIDTH),
+    ))
+
+
+def guests(words):
+    """Take words of guests apart, in the same way.
+
+    Fields: ``type``, ``state``, ``active`` (``GHCB_FW_*``), ``asid``, ``debug``, ``single_socket`` (0 or 1),
+    ``ccxs`` (bit x for CCX x). All are 0 where there is no guest.
+    """
+    return _fields(words, (
+        ("type", "u1", clib.GHCB_FW_GUEST_TYPE_SHIFT, clib.GHCB_FW_GUEST_TYPE_WIDTH),
+        ("state", "u1", clib.GHCB_FW_GUEST_STATE_SHIFT, clib.GHCB_FW_GUEST_STATE_WIDTH),
+        ("active", "u1", clib.GHCB_FW_GUEST_ACTIVE_SHIFT, clib.GHCB_FW_GUEST_ACTIVE_WIDTH),
+        ("debug", "u1", clib.GHCB_FW_GUEST_DEBUG_SHIFT, 1),
+        ("single_socket", "u1", clib.GHCB_FW_GUEST_SOCKET_SHIFT, 1),
+        ("asid", "u2", clib.GHCB_FW_GUEST_ASID_SHIFT, clib.GHCB_FW_GUEST_ASID_WIDTH),
+        ("ccxs", "u4", clib.GHCB_FW_GUEST_CCXS_SHIFT, clib.GHCB_FW_GUEST_CCXS_WIDTH),
+    ))
+
+
+def threads(words):
+    """Take first words of threads apart, in the same way.
+
+    Fields: ``done`` (WBINVD), ``kept`` (WBNOINVD), ``offline``, ``snp_en``, ``hsave``, ``first`` (0 or 1),
+    ``ccx``, ``runs`` (the ASID of the guest it is in, or 0).
+    """
+    return _fields(words, (
+        ("done", "u1", clib.GHCB_FW_THREAD_DONE_SHIFT, 1),
+        ("kept", "u1", clib.GHCB_FW_THREAD_KEPT_SHIFT, 1),
+        ("offline", "u1", clib.GHCB_FW_THREAD_OFFLINE_SHIFT, 1),
+        ("snp_en", "u1", clib.GHCB_FW_THREAD_SNP_EN_SHIFT, 1),
+        ("hsave", "u1", clib.GHCB_FW_THREAD_HSAVE_SHIFT, 1),
+        ("first", "u1", clib.GHCB_FW_THREAD_FIRST_SHIFT, 1),
+        ("ccx", "u1", clib.GHCB_FW_THREAD_CCX_SHIFT, clib.GHCB_FW_THREAD_CCX_WIDTH),
+        ("runs", "u2", clib.GHCB_FW_THREAD_RUNS_SHIFT, clib.GHCB_FW_THREAD_RUNS_WIDTH),
+    ))
+
+
+def states(words, n_ccxs):
+    """Take words of ASIDs apart: uint8, the words' shape and one more axis of ``n_ccxs`` cells."""
+    given = _np.asarray(words, _np.uint64)
+    shifts = _np.arange(0, 2 * _bounded(n_ccxs, "n_ccxs", clib.GHCB_FW_MAX_CCXS), 2, dtype=_np.uint64)
+    return (given[..., None] >> shifts & _np.uint64(3)).astype(_np.uint8)
+
+
+def invalid(words, asid):
+    """Whether a thread may not run an ASID: bool, from its bitmaps of shape (..., n_words)."""
+    given = _np.asarray(words, _np.uint64)
+    *_, n_words = given.shape
+    which = _bounded(asid, "asid", 64 * n_words - 1)
+    return (given[..., which // 64] >> _np.uint64(which % 64) & _np.uint64(1)).astype(bool)
+
+
+def members(bits):
+    """Return the numbers of the bits that are set, ascending."""
+    number = int(_bounded(bits, "bits", LARGEST_WORD))
+    return [i for i in range(64) if number >> i & 1]
+
+
+def new_threads(n_ccxs, cores_per_ccx, threads_per_core, *, snp_en=True):
+    """Return the first words of a machine's threads: uint64, shape (n_threads,).
+
+    First threads of all cores, CCX by CCX, then second ones.
+    """
+    ccx = _np.repeat(_np.arange(n_ccxs, dtype=_np.uint64), cores_per_ccx)
+    first = _np.tile(_np.arange(cores_per_ccx) == 0, n_ccxs).astype(_np.uint64)
+    words = ccx << _np.uint64(clib.GHCB_FW_THREAD_CCX_SHIFT) | first << _np.uint64(clib.GHCB_FW_THREAD_FIRST_SHIFT)
+    if snp_en:
+        words |= _np.uint64(1 << clib.GHCB_FW_THREAD_SNP_EN_SHIFT)
+    return _np.tile(words, threads_per_core)
+
+
+cdef _fields(words, fields):
+    given = _np.asarray(words, _np.uint64)
+    apart = _np.empty(given.shape, [(name, kind) for name, kind, _, _ in fields])
+    for name, kind, shift, width in fields:
+        apart[name] = given >> _np.uint64(shift) & _np.uint64((1 << width) - 1)
+    return apart
 
 
 def checks(command):

@@ -5,93 +5,133 @@ Names of statuses are those of Linux linux/psp-sev.h without ``SEV_RET_``, typin
 
 from __future__ import annotations
 
+import enum
+
 from pysev.tables.schema import Code, lib
 
 __all__ = [
     "ASSUMPTIONS",
     "BADS",
-    "CELLS",
     "CHECKS",
-    "GUEST_STATES",
-    "GUEST_TYPES",
-    "LINUX_STATUS",
     "MODES",
     "NUMBERS",
     "OPTIONS",
-    "SEV_STATES",
-    "SNP_GUEST_STATES",
-    "SNP_STATES",
+    "Activation",
+    "Cell",
+    "GuestState",
+    "GuestType",
+    "Sev",
+    "Snp",
+    "SnpGuestState",
+    "Status",
 ]
 
-LINUX_STATUS = (
-    ("SUCCESS", lib.SNP_FW_OK),
-    ("INVALID_PLATFORM_STATE", lib.SNP_FW_PLATFORM_STATE),
-    ("INVALID_GUEST_STATE", lib.SNP_FW_GUEST_STATE),
-    ("INAVLID_CONFIG", lib.SNP_FW_CONFIG),
-    ("INVALID_LEN", lib.SNP_FW_LENGTH),
-    ("ALREADY_OWNED", lib.SNP_FW_ALREADY_OWNED),
-    ("INVALID_CERTIFICATE", lib.SNP_FW_CERTIFICATE),
-    ("POLICY_FAILURE", lib.SNP_FW_POLICY),
-    ("INACTIVE", lib.SNP_FW_INACTIVE),
-    ("INVALID_ADDRESS", lib.SNP_FW_ADDRESS),
-    ("BAD_SIGNATURE", lib.SNP_FW_SIGNATURE),
-    ("BAD_MEASUREMENT", lib.SNP_FW_MEASUREMENT),
-    ("ASID_OWNED", lib.SNP_FW_ASID_OWNED),
-    ("INVALID_ASID", lib.SNP_FW_ASID),
-    ("WBINVD_REQUIRED", lib.SNP_FW_WBINVD_REQUIRED),
-    ("DFFLUSH_REQUIRED", lib.SNP_FW_DF_FLUSH_REQUIRED),
-    ("INVALID_GUEST", lib.SNP_FW_GUEST_INVALID),
-    ("INVALID_COMMAND", lib.SNP_FW_COMMAND),
-    ("ACTIVE", lib.SNP_FW_ACTIVE),
-    ("HWSEV_RET_PLATFORM", lib.SNP_FW_HW_PLATFORM),
-    ("HWSEV_RET_UNSAFE", lib.SNP_FW_HW_UNSAFE),
-    ("UNSUPPORTED", lib.SNP_FW_UNSUPPORTED),
-    ("INVALID_PARAM", lib.SNP_FW_PARAM),
-    ("RESOURCE_LIMIT", lib.SNP_FW_RESOURCE_LIMIT),
-    ("SECURE_DATA_INVALID", lib.SNP_FW_SECURE_DATA),
-    ("INVALID_PAGE_SIZE", lib.SNP_FW_PAGE_SIZE),
-    ("INVALID_PAGE_STATE", lib.SNP_FW_PAGE_STATE),
-    ("INVALID_MDATA_ENTRY", lib.SNP_FW_METADATA_ENTRY),
-    ("INVALID_PAGE_OWNER", lib.SNP_FW_PAGE_OWNER),
-    ("AEAD_OFLOW", lib.SNP_FW_AEAD_OVERFLOW),
-    ("RMP_INIT_REQUIRED", lib.SNP_FW_RMP_INIT_REQUIRED),
-    ("RMP_INITIALIZATION_FAILED", lib.SNP_FW_RMP_INIT_FAILED),
-    ("SHUTDOWN_INCOMPLETE", lib.SNP_FW_SHUTDOWN_INCOMPLETE),
-)
-"""What a command of the model can be answered; Genoa's 0x1a + 0x40 comes on top."""
 
-SEV_STATES = (
-    ("UNINIT", lib.GHCB_FW_SEV_UNINIT),
-    ("INIT", lib.GHCB_FW_SEV_INIT),
-    ("WORKING", lib.GHCB_FW_SEV_WORKING),
-)
-SNP_STATES = (("UNINIT", lib.GHCB_FW_SNP_UNINIT), ("INIT", lib.GHCB_FW_SNP_INIT))
-CELLS = (
-    ("CLEAN", lib.GHCB_FW_CLEAN),
-    ("ALLOC", lib.GHCB_FW_ALLOC),
-    ("IN_USE", lib.GHCB_FW_IN_USE),
-    ("DIRTY", lib.GHCB_FW_DIRTY),
-)
-GUEST_TYPES = (
-    ("NONE", lib.GHCB_FW_TYPE_NONE),
-    ("SEV", lib.GHCB_FW_TYPE_SEV),
-    ("SEV_ES", lib.GHCB_FW_TYPE_ES),
-    ("SNP", lib.GHCB_FW_TYPE_SNP),
-)
-GUEST_STATES = (
-    ("INVALID", lib.GHCB_FW_GUEST_INVALID),
-    ("LUPDATE", lib.GHCB_FW_GUEST_LUPDATE),
-    ("LSECRET", lib.GHCB_FW_GUEST_LSECRET),
-    ("RUNNING", lib.GHCB_FW_GUEST_RUNNING),
-    ("SUPDATE", lib.GHCB_FW_GUEST_SUPDATE),
-    ("RUPDATE", lib.GHCB_FW_GUEST_RUPDATE),
-    ("SENT", lib.GHCB_FW_GUEST_SENT),
-)
-SNP_GUEST_STATES = (
-    ("INIT", lib.GHCB_FW_SNP_GUEST_INIT),
-    ("LAUNCH", lib.GHCB_FW_SNP_GUEST_LAUNCH),
-    ("RUNNING", lib.GHCB_FW_SNP_GUEST_RUNNING),
-)
+class Status(enum.IntEnum):
+    """What a command of the model can be answered, by Linux's names."""
+
+    SUCCESS = lib.SNP_FW_OK
+    INVALID_PLATFORM_STATE = lib.SNP_FW_PLATFORM_STATE
+    INVALID_GUEST_STATE = lib.SNP_FW_GUEST_STATE
+    INAVLID_CONFIG = lib.SNP_FW_CONFIG
+    INVALID_LEN = lib.SNP_FW_LENGTH
+    ALREADY_OWNED = lib.SNP_FW_ALREADY_OWNED
+    INVALID_CERTIFICATE = lib.SNP_FW_CERTIFICATE
+    POLICY_FAILURE = lib.SNP_FW_POLICY
+    INACTIVE = lib.SNP_FW_INACTIVE
+    INVALID_ADDRESS = lib.SNP_FW_ADDRESS
+    BAD_SIGNATURE = lib.SNP_FW_SIGNATURE
+    BAD_MEASUREMENT = lib.SNP_FW_MEASUREMENT
+    ASID_OWNED = lib.SNP_FW_ASID_OWNED
+    INVALID_ASID = lib.SNP_FW_ASID
+    WBINVD_REQUIRED = lib.SNP_FW_WBINVD_REQUIRED
+    DFFLUSH_REQUIRED = lib.SNP_FW_DF_FLUSH_REQUIRED
+    INVALID_GUEST = lib.SNP_FW_GUEST_INVALID
+    INVALID_COMMAND = lib.SNP_FW_COMMAND
+    ACTIVE = lib.SNP_FW_ACTIVE
+    HWSEV_RET_PLATFORM = lib.SNP_FW_HW_PLATFORM
+    HWSEV_RET_UNSAFE = lib.SNP_FW_HW_UNSAFE
+    UNSUPPORTED = lib.SNP_FW_UNSUPPORTED
+    INVALID_PARAM = lib.SNP_FW_PARAM
+    RESOURCE_LIMIT = lib.SNP_FW_RESOURCE_LIMIT
+    SECURE_DATA_INVALID = lib.SNP_FW_SECURE_DATA
+    INVALID_PAGE_SIZE = lib.SNP_FW_PAGE_SIZE
+    INVALID_PAGE_STATE = lib.SNP_FW_PAGE_STATE
+    INVALID_MDATA_ENTRY = lib.SNP_FW_METADATA_ENTRY
+    INVALID_PAGE_OWNER = lib.SNP_FW_PAGE_OWNER
+    AEAD_OFLOW = lib.SNP_FW_AEAD_OVERFLOW
+    RMP_INIT_REQUIRED = lib.SNP_FW_RMP_INIT_REQUIRED
+    RMP_INITIALIZATION_FAILED = lib.SNP_FW_RMP_INIT_FAILED
+    SHUTDOWN_INCOMPLETE = lib.SNP_FW_SHUTDOWN_INCOMPLETE
+    PREFIXED_INVALID_PAGE_STATE = lib.SNP_FW_PAGE_STATE + lib.GHCB_FW_STATUS_PREFIXED
+    """Genoa's, for a command whose own page is in the wrong state."""
+
+
+class Sev(enum.IntEnum):
+    """State of the SEV platform."""
+
+    UNINIT = lib.GHCB_FW_SEV_UNINIT
+    INIT = lib.GHCB_FW_SEV_INIT
+    WORKING = lib.GHCB_FW_SEV_WORKING
+
+
+class Snp(enum.IntEnum):
+    """State of the SNP platform."""
+
+    UNINIT = lib.GHCB_FW_SNP_UNINIT
+    INIT = lib.GHCB_FW_SNP_INIT
+    CLEAN = lib.GHCB_FW_CLEAN
+    ALLOC = lib.GHCB_FW_ALLOC
+    IN_USE = lib.GHCB_FW_IN_USE
+    DIRTY = lib.GHCB_FW_DIRTY
+
+
+class Cell(enum.IntEnum):
+    """State of an ASID on a CCX."""
+
+    CLEAN = lib.GHCB_FW_CLEAN
+    ALLOC = lib.GHCB_FW_ALLOC
+    IN_USE = lib.GHCB_FW_IN_USE
+    DIRTY = lib.GHCB_FW_DIRTY
+
+
+class GuestType(enum.IntEnum):
+    """What a guest is."""
+
+    NONE = lib.GHCB_FW_TYPE_NONE
+    SEV = lib.GHCB_FW_TYPE_SEV
+    SEV_ES = lib.GHCB_FW_TYPE_ES
+    SNP = lib.GHCB_FW_TYPE_SNP
+
+
+class GuestState(enum.IntEnum):
+    """State of a SEV or SEV-ES guest."""
+
+    INVALID = lib.GHCB_FW_GUEST_INVALID
+    LUPDATE = lib.GHCB_FW_GUEST_LUPDATE
+    LSECRET = lib.GHCB_FW_GUEST_LSECRET
+    RUNNING = lib.GHCB_FW_GUEST_RUNNING
+    SUPDATE = lib.GHCB_FW_GUEST_SUPDATE
+    RUPDATE = lib.GHCB_FW_GUEST_RUPDATE
+    SENT = lib.GHCB_FW_GUEST_SENT
+
+
+class SnpGuestState(enum.IntEnum):
+    """State of an SNP guest."""
+
+    INIT = lib.GHCB_FW_SNP_GUEST_INIT
+    LAUNCH = lib.GHCB_FW_SNP_GUEST_LAUNCH
+    RUNNING = lib.GHCB_FW_SNP_GUEST_RUNNING
+
+
+class Activation(enum.IntEnum):
+    """Whether a guest has an ASID."""
+
+    INACTIVE = lib.GHCB_FW_INACTIVE
+    PENDING = lib.GHCB_FW_PENDING
+    ACTIVE = lib.GHCB_FW_ACTIVE
+
+
 MODES = (
     Code("strict", 0, "all cores of a CCX must have executed WBINVD"),
     Code(
@@ -101,28 +141,29 @@ MODES = (
     ),
 )
 
-NUMBERS = (
-    Code("guest", 0, "slot of the guest: SEV's handle, SNP's context page"),
-    Code("asid", 0, "for ACTIVATE"),
-    Code("ccxs", 0, "for ACTIVATE_EX: bit x for CCX x"),
-    Code("pages", 0, "for SNP_ACTIVATE: pages that the RMP still assigns to the ASID"),
-    Code("policy", 0, "for LAUNCH_START, RECEIVE_START and SNP_LAUNCH_START"),
-    Code("length", 0, "for SNP_SHUTDOWN_EX: what its structure says its length is"),
-    Code("max_snp_asid", 0, "for SNP_INIT_EX with ciphertext_hiding"),
-    Code("target", 0, "for SNP_GUEST_REQUEST: slot of the guest that is imported or absorbed"),
-)
-"""Arguments of a command that are numbers; which field of a step each is follows from its name."""
+NUMBERS = {
+    "guest": (),
+    "asid": ("ACTIVATE", "ACTIVATE_EX", "SNP_ACTIVATE", "SNP_ACTIVATE_EX"),
+    "ccxs": ("ACTIVATE_EX", "SNP_ACTIVATE_EX"),
+    "pages": ("SNP_ACTIVATE", "SNP_ACTIVATE_EX"),
+    "policy": ("LAUNCH_START", "RECEIVE_START", "SNP_LAUNCH_START"),
+    "length": ("SNP_SHUTDOWN_EX",),
+    "max_snp_asid": ("SNP_INIT_EX",),
+    "target": ("SNP_GUEST_REQUEST",),
+}
+"""Arguments that are numbers, and the commands that take them; ``guest``: all."""
 
-OPTIONS = (
-    Code("init_rmp", lib.GHCB_FW_OPTION_INIT_RMP, "SNP_INIT_EX: build the RMP"),
-    Code("list", lib.GHCB_FW_OPTION_LIST, "SNP_INIT_EX: with a list of fixed ranges"),
-    Code("ciphertext_hiding", lib.GHCB_FW_OPTION_HIDING, "SNP_INIT_EX: with max_snp_asid"),
-    Code("iommu", lib.GHCB_FW_OPTION_IOMMU, "SNP_SHUTDOWN_EX: iommu_snp_shutdown"),
-    Code("x86", lib.GHCB_FW_OPTION_X86, "SNP_SHUTDOWN_EX: x86_snp_shutdown"),
-    Code("es", lib.GHCB_FW_OPTION_ES, "INIT, INIT_EX: with SEV-ES"),
-    Code("import", lib.GHCB_FW_OPTION_IMPORT, "SNP_GUEST_REQUEST: message VM_IMPORT"),
-    Code("absorb", lib.GHCB_FW_OPTION_ABSORB, "SNP_GUEST_REQUEST: message VM_ABSORB"),
-)
+OPTIONS = {
+    "init_rmp": (lib.GHCB_FW_OPTION_INIT_RMP, ("SNP_INIT_EX",)),
+    "list": (lib.GHCB_FW_OPTION_LIST, ("SNP_INIT_EX",)),
+    "ciphertext_hiding": (lib.GHCB_FW_OPTION_HIDING, ("SNP_INIT_EX",)),
+    "iommu": (lib.GHCB_FW_OPTION_IOMMU, ("SNP_SHUTDOWN_EX",)),
+    "x86": (lib.GHCB_FW_OPTION_X86, ("SNP_SHUTDOWN_EX",)),
+    "es": (lib.GHCB_FW_OPTION_ES, ("INIT", "INIT_EX")),
+    "vm_import": (lib.GHCB_FW_OPTION_IMPORT, ("SNP_GUEST_REQUEST",)),
+    "vm_absorb": (lib.GHCB_FW_OPTION_ABSORB, ("SNP_GUEST_REQUEST",)),
+}
+"""Arguments that are 0 or 1, and the commands that take them."""
 
 BADS = (
     Code("reserved", lib.GHCB_FW_BAD_RESERVED, "a reserved bit is set"),
@@ -191,9 +232,7 @@ CHECKS = (
     Code("pages", lib.GHCB_FW_IF_PAGES, "{pages} pages are still assigned to ASID {asid}"),
     Code("unclean", lib.GHCB_FW_IF_UNCLEAN, "{unclean}"),
     Code("length", lib.GHCB_FW_IF_LENGTH_NOT, "the length is not {arg}"),
-    Code(
-        "x86", lib.GHCB_FW_IF_X86, "x86_snp_shutdown without iommu_snp_shutdown, or not possible"
-    ),
+    Code("x86", lib.GHCB_FW_IF_X86, "x86_snp_shutdown without iommu_snp_shutdown, or not possible"),
     Code("rmp", lib.GHCB_FW_IF_RMP, "the RMP is not initialised, and init_rmp is 0"),
     Code("list", lib.GHCB_FW_IF_LIST, "a list of ranges, and init_rmp is 0"),
     Code("snp_en", lib.GHCB_FW_IF_SNP_EN_MISSING, "SNPEn is not set on thread {no_snp_en}"),

@@ -1,0 +1,132 @@
+"""What firmware's state and answers are called: which check answered, and what it saw."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ghcbcore import firmware as core
+from ghcbcore._cffi import lib
+
+from .tables.firmware_model import (
+    BADS,
+    CHECKS,
+    Activation,
+    Cell,
+    GuestState,
+    GuestType,
+    Sev,
+    Snp,
+    SnpGuestState,
+)
+
+if TYPE_CHECKING:
+    from .firmware import Firmware
+
+__all__ = ["check_text", "guest_text", "order_text", "ranges", "state_text"]
+
+CHECK_OF = {int(code.code): code for code in CHECKS}
+BAD_OF = {int(code.code): code for code in BADS}
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Write ascending numbers as ``1-3, 7``; the empty string for none."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][1] == number - 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def guest_text(guest: Any) -> str:
+    """Say in words what a record of a guest says."""
+    kind = GuestType(int(guest["type"]))
+    if kind == GuestType.NONE:
+        return "none"
+    names = SnpGuestState if kind == GuestType.SNP else GuestState
+    text = f"{kind.name} {names(guest['state']).name}"
+    active = Activation(guest["active"])
+    if active == Activation.INACTIVE:
+        return f"{text}, no ASID"
+    return f"{text}, ASID {int(guest['asid'])} {active.name}"
+
+
+def state_text(firmware: Firmware, step: Any) -> Mapping[str, str]:
+    """Put down what a check can say about the state before a command, in words."""
+    op = step["op"]
+    slot, asid = int(op["guest"]), int(op["asid"])
+    platform, guests, rows = firmware.platform(), firmware.guests(), firmware.asids()
+    threads = firmware.threads()
+    guest = guests[slot] if slot < len(guests) else np.zeros((), guests.dtype)
+    is_snp = GuestType(int(guest["type"])) == GuestType.SNP
+    state = (SnpGuestState if is_snp else GuestState)(int(guest["state"])).name
+    cells = rows[asid - 1] if 1 <= asid <= len(rows) else rows[0]
+    unclean = np.flatnonzero(rows.any(axis=1)) + 1
+    late = np.flatnonzero(threads["done"] == 0)
+    return {
+        "sev": platform["sev"].name,
+        "snp": platform["snp"].name,
+        "guest": f"guest {slot}",
+        "state": state,
+        "is_snp": "1" if is_snp else "",
+        "asid": str(asid),
+        "pages": str(int(op["pages"])),
+        "cells": " and ".join(Cell(v).name for v in sorted(set(cells.tolist()))),
+        "unclean": _are(unclean.tolist(), "ASID", "not CLEAN"),
+        "not_done": _are(late.tolist(), "thread", ""),
+        "no_snp_en": ranges(np.flatnonzero(threads["snp_en"] == 0).tolist()),
+        "hsave": ranges(np.flatnonzero(threads["hsave"]).tolist()),
+    }
+
+
+def _are(numbers: Sequence[int], what: str, how: str) -> str:
+    several = len(numbers) != 1
+    verb = "are" if several else "is"
+    text = f"{what}{'s' if several else ''} {ranges(numbers)}"
+    return f"{text} {verb} {how}" if how else text
+
+
+def check_text(texts: Mapping[str, str], answer: Any, step: Any) -> tuple[str, str]:
+    """Return the name of the check that answered and why; two empty strings if none did.
+
+    ``texts`` are those of the state before.
+    """
+    kind, arg = int(answer["kind"]), int(answer["arg"])
+    if not kind:
+        unknown = int(answer["status"]) == lib.SNP_FW_COMMAND
+        return ("command", "firmware has no such command") if unknown else ("", "")
+    return _name(kind, arg), _why(kind, arg, texts, step)
+
+
+def order_text(kind: int, arg: int) -> str:
+    """Name a check in a list of those that a command makes: no state is known."""
+    if kind in (lib.GHCB_FW_IF_SEV_NOT, lib.GHCB_FW_IF_SNP_NOT, lib.GHCB_FW_IF_GUEST_NOT):
+        return f"{_name(kind, arg)} in {_states(kind, arg, snp=kind == lib.GHCB_FW_IF_SNP_NOT)}"
+    return _name(kind, arg)
+
+
+def _name(kind: int, arg: int) -> str:
+    if kind in (lib.GHCB_FW_IF_BAD, lib.GHCB_FW_IF_BAD_WITH_SNP, lib.GHCB_FW_IF_FAILED):
+        return BAD_OF[arg].name
+    return CHECK_OF[kind].name
+
+
+def _why(kind: int, arg: int, texts: Mapping[str, str], step: Any) -> str:
+    if kind in (lib.GHCB_FW_IF_BAD, lib.GHCB_FW_IF_BAD_WITH_SNP, lib.GHCB_FW_IF_FAILED):
+        return BAD_OF[arg].what
+    states = _states(kind, arg, snp=bool(texts["is_snp"]))
+    return CHECK_OF[kind].what.format(**texts, states=states, arg=arg)
+
+
+def _states(kind: int, arg: int, *, snp: bool) -> str:
+    names: Iterable[Any] = SnpGuestState if snp else GuestState
+    if kind == lib.GHCB_FW_IF_SEV_NOT:
+        names = Sev
+    if kind == lib.GHCB_FW_IF_SNP_NOT:
+        names = Snp
+    members = core.members(arg)
+    return " or ".join(one.name for one in names if one.value in members)
