@@ -516,6 +516,7 @@ class _Lib:
     GHCB_FW_REACH_GUEST_SHIFT: Final[int]
     GHCB_FW_REACH_GUEST_WIDTH: Final[int]
     GHCB_FW_REACH_LAST_ASID: Final[int]
+    GHCB_FW_REACH_LAST_GUEST: Final[int]
     GHCB_FW_REACH_LENGTH_SHIFT: Final[int]
     GHCB_FW_REACH_LENGTH_WIDTH: Final[int]
     GHCB_FW_REACH_LIMIT_SHIFT: Final[int]

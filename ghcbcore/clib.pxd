@@ -1424,3 +1424,11 @@ cdef extern from "ghcbcore/firmware_step.h" nogil:
     uint64_t ghcb_fw_n_bitmap(uint64_t max_asid)
     void ghcb_fw_invalidate_all(const ghcb_fw_t *fw, uint64_t *thread)
     void ghcb_fw_step(const ghcb_fw_t *fw, const ghcb_fw_step_t *step, ghcb_fw_answer_t *answer)
+
+cdef extern from "ghcbcore/firmware_reach.h" nogil:
+    enum:
+        GHCB_FW_REACH_LAST_ASID
+        GHCB_FW_REACH_LAST_GUEST
+
+    bint ghcb_fw_reach_args(const ghcb_fw_op_t *op, uint64_t *arg)
+    uint64_t ghcb_fw_reach_options(const ghcb_fw_t *fw)

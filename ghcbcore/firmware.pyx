@@ -27,6 +27,7 @@ __all__ = [
     "members",
     "new_threads",
     "platforms",
+    "reach_args",
     "states",
     "threads",
 ]
@@ -106,6 +107,24 @@ def invalid(words, asid):
     *_, n_words = given.shape
     which = _bounded(asid, "asid", 64 * n_words - 1)
     return (given[..., which // 64] >> _np.uint64(which % 64) & _np.uint64(1)).astype(bool)
+
+
+def reach_args(step):
+    """Return a command or VMRUN, a record of STEP_DTYPE, as arguments of an operation on a place.
+
+    Raises
+    ------
+    OutOfRange
+        It has no room: of a guest's or ASID's number there are 8 bits, of a policy 32.
+    """
+    rows = _np.ascontiguousarray(step, STEP_DTYPE).reshape(1)
+    cdef const ghcb_fw_step_t[::1] one = rows
+    cdef uint64_t arg[3]
+    if one[0].step != clib.GHCB_FW_STEP_COMMAND:
+        return (one[0].op.asid, 0, 0)
+    if not clib.ghcb_fw_reach_args(&one[0].op, arg):
+        raise _errors.OutOfRange(f"command {one[0].op.command:#x}: an argument is too large for a flow")
+    return (arg[0], arg[1], arg[2])
 
 
 def members(bits):
@@ -306,6 +325,20 @@ cdef class Machines:
         if above.any():
             _, at = _np.argwhere(above)[0].tolist()
             raise _errors.OutOfRange(f"steps[{at}].op.limit: must be 0 to {self.max_asid}")
+
+    def reach_options(self):
+        """Return what a place of a flow has as its ``options`` to be built like these machines.
+
+        Raises
+        ------
+        OutOfRange
+            More guests or ASIDs than fit there.
+        """
+        cdef ghcb_fw_t fw
+        _bounded(self.max_asid, "max_asid", clib.GHCB_FW_REACH_LAST_ASID)
+        _bounded(self.n_guests, "n_guests", clib.GHCB_FW_REACH_LAST_GUEST)
+        self.at(0, &fw)
+        return clib.ghcb_fw_reach_options(&fw)
 
     @property
     def state(self):

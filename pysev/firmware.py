@@ -478,7 +478,8 @@ class Firmware:
         ]
         rows = self.asids()
         kinds, which = np.unique(rows, axis=0, return_inverse=True)
-        for i, kind in enumerate(kinds):
+        for i in np.argsort([int(np.argmax(which.ravel() == k)) for k in range(len(kinds))]):
+            kind = kinds[i]
             cells = {
                 Cell(v).name: ranges(np.flatnonzero(kind == v).tolist()) for v in set(kind.tolist())
             }

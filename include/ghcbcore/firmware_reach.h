@@ -14,6 +14,7 @@
 #define GHCB_FW_REACH_SLICE 2
 #define GHCB_FW_REACH_ONCE 2 /* and a word for each guest and ASID */
 #define GHCB_FW_REACH_LAST_ASID 63
+#define GHCB_FW_REACH_LAST_GUEST 62
 
 /* ghcb_reach_op_t.code, beside GHCB_FW_STEP_* */
 #define GHCB_FW_REACH_SEAT 16 /* the CPU with the number `value` takes its seat: arg[0] CPUs to a CCX */
@@ -69,6 +70,43 @@ static inline void ghcb_fw_reach_op(const ghcb_reach_op_t *from, uint64_t value,
     op->limit = GHCB_FW_GET(rest, REACH_LIMIT);
     op->pages = GHCB_FW_GET(rest, REACH_PAGES);
     op->policy = GHCB_FW_GET(rest, REACH_POLICY);
+}
+
+/* The other way round; returns whether all of the command has room. */
+static inline int ghcb_fw_reach_args(const ghcb_fw_op_t *op, uint64_t arg[GHCB_REACH_N_ARGS])
+{
+    ghcb_reach_op_t packed = {0};
+    ghcb_fw_op_t back = {0};
+
+    GHCB_FW_SET(&packed.arg[0], REACH_COMMAND, op->command & 0xff);
+    GHCB_FW_SET(&packed.arg[0], REACH_GUEST, op->guest & 0xff);
+    GHCB_FW_SET(&packed.arg[0], REACH_ASID, op->asid & 0xff);
+    GHCB_FW_SET(&packed.arg[0], REACH_TARGET, op->target & 0xff);
+    GHCB_FW_SET(&packed.arg[0], REACH_CCXSET, op->ccxs & 0xffffffff);
+    packed.arg[1] = op->bad;
+    GHCB_FW_SET(&packed.arg[2], REACH_OPTIONS, op->options & 0xfff);
+    GHCB_FW_SET(&packed.arg[2], REACH_LENGTH, op->length & 0xff);
+    GHCB_FW_SET(&packed.arg[2], REACH_LIMIT, op->limit & 0xff);
+    GHCB_FW_SET(&packed.arg[2], REACH_PAGES, op->pages ? 1 : 0);
+    GHCB_FW_SET(&packed.arg[2], REACH_POLICY, op->policy & 0xffffffff);
+    for (unsigned i = 0; i < GHCB_REACH_N_ARGS; i++)
+        arg[i] = packed.arg[i];
+    ghcb_fw_reach_op(&packed, 0, &back);
+    return back.command == op->command && back.guest == op->guest && back.asid == op->asid
+        && back.target == op->target && back.ccxs == op->ccxs && back.options == op->options
+        && back.length == op->length && back.limit == op->limit && back.policy == op->policy;
+}
+
+static inline uint64_t ghcb_fw_reach_options(const ghcb_fw_t *fw)
+{
+    uint64_t options = 0;
+
+    GHCB_FW_SET(&options, REACH_GUESTS, fw->n_guests);
+    GHCB_FW_SET(&options, REACH_ASIDS, fw->max_asid);
+    GHCB_FW_SET(&options, REACH_CCXS, fw->n_ccxs);
+    GHCB_FW_SET(&options, REACH_FIRST_SEV, fw->first_sev_asid);
+    GHCB_FW_SET(&options, REACH_RULES, fw->rules);
+    return options;
 }
 
 /* Let the CPU with this number sit in its CCX; the first there has its first core. */
