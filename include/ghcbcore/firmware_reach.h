@@ -109,17 +109,17 @@ static inline uint64_t ghcb_fw_reach_options(const ghcb_fw_t *fw)
     return options;
 }
 
-/* Let the CPU with this number sit in its CCX; the first there has its first core. */
+/* Let the CPU with this number sit in its CCX, the last one taking all that are left; the first
+ * there has its first core. */
 static inline uint64_t ghcb_fw_reach_seat(
     const ghcb_fw_t *fw, uint64_t *thread, uint64_t number, uint64_t cpus_per_ccx)
 {
-    uint64_t ccx = cpus_per_ccx ? number / cpus_per_ccx : 0;
+    uint64_t ccx = cpus_per_ccx ? number / cpus_per_ccx : 0, last = fw->n_ccxs ? fw->n_ccxs - 1 : 0;
+    uint64_t seat = ccx < last ? ccx : last;
 
-    if (ccx >= fw->n_ccxs)
-        return GHCB_FW_IMPOSSIBLE;
-    GHCB_FW_SET(thread, THREAD_CCX, ccx);
+    GHCB_FW_SET(thread, THREAD_CCX, seat);
     *thread &= ~GHCB_FW_BIT(THREAD_FIRST);
-    if (cpus_per_ccx ? number % cpus_per_ccx == 0 : number == 0)
+    if (number == seat * cpus_per_ccx)
         *thread |= GHCB_FW_BIT(THREAD_FIRST);
     return SNP_FW_OK;
 }
