@@ -1,4 +1,5 @@
-"""The command line: ``pysev decode | trace | doctor | cache | scenarios | run | check | pages``.
+"""The command line: ``pysev decode | trace | doctor | cache | scenarios | run | check | pages |
+firmware``.
 
 Exit status: 0 good, 1 a finding (a violation, malformed input that was decoded as such), 2 usage,
 bad input or output that cannot be written, 130 interrupted; what is wrong is said in one line on
@@ -133,7 +134,13 @@ def _parser() -> _Parser:
     pages.add_argument("--seed", type=_integer, default=0, metavar="N", help="of --kexec")
     pages.add_argument("--bug", choices=("K1", "K2"), action="append", help="of --kexec")
     pages.add_argument("--plot", metavar="OUT", help="a picture, FILE.png or FILE.svg")
-    for one in (decode, trace, doctor, cache, scenarios, run, check, pages):
+    firmware = commands.add_parser("firmware", help="what SEV firmware answers: run a script")
+    firmware.add_argument("file", nargs="?", metavar="FILE", help="a script; - for stdin")
+    firmware.add_argument("--mode", choices=("strict", "genoa_2023"), default="strict")
+    instead = firmware.add_mutually_exclusive_group()
+    instead.add_argument("--language", action="store_true", help="what a script may say")
+    instead.add_argument("--checks", metavar="COMMAND", help="its checks in firmware's order")
+    for one in (decode, trace, doctor, cache, scenarios, run, check, pages, firmware):
         one.add_argument("--json", action="store_true", help="machine-readable")
     return top
 
@@ -434,6 +441,22 @@ def _pages(arguments: argparse.Namespace) -> int:
     )
 
 
+def _firmware(arguments: argparse.Namespace) -> int:
+    from .firmware_command import main_firmware
+
+    a = arguments
+    if a.file is not None and (a.language or a.checks is not None):
+        raise _UsageError("firmware: a FILE goes without --language, --checks")
+    return main_firmware(
+        a.file,
+        stdin=_stdin() if a.file == "-" else None,
+        mode=a.mode,
+        json=a.json,
+        language=a.language,
+        checks=a.checks,
+    )
+
+
 def _property(text: str) -> Any:
     """Load ``FILE.py:FUNCTION`` as an ``always`` property; its docstring says what it means."""
     import runpy
@@ -468,4 +491,5 @@ _COMMANDS = {
     "run": _run,
     "check": _check,
     "pages": _pages,
+    "firmware": _firmware,
 }

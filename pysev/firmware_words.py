@@ -102,10 +102,13 @@ def check_text(texts: Mapping[str, str], answer: Any, step: Any) -> tuple[str, s
     return _name(kind, arg), _why(kind, arg, texts, step)
 
 
-def order_text(kind: int, arg: int) -> str:
-    """Name a check in a list of those that a command makes: no state is known."""
+def order_text(kind: int, arg: int, *, snp: bool) -> str:
+    """Name a check in a list of those that a command makes: no state is known.
+
+    ``snp``: the command is about an SNP guest, whose states have other names.
+    """
     if kind in (lib.GHCB_FW_IF_SEV_NOT, lib.GHCB_FW_IF_SNP_NOT, lib.GHCB_FW_IF_GUEST_NOT):
-        return f"{_name(kind, arg)} in {_states(kind, arg, snp=kind == lib.GHCB_FW_IF_SNP_NOT)}"
+        return f"{_name(kind, arg)} in {_states(kind, arg, snp=snp)}"
     return _name(kind, arg)
 
 

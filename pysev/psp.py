@@ -233,8 +233,8 @@ class Psp:
         """Spread the CPUs: so many to a CCX, by their numbers; for the first operation of a flow.
 
         The first of each CCX has its first core, which is what ``genoa_2023`` asks. CPUs are alike
-        then only within a CCX; the last one takes all CPUs that are left. ``scratch`` is a word that
-        has no other use, 0 again afterwards.
+        then only within a CCX; the last one takes all CPUs that are left. ``scratch`` is a word
+        that has no other use, 0 again afterwards.
         """
         if cpus_per_ccx < 1:
             raise FlowError(f"seats: {cpus_per_ccx} CPUs to a CCX")
