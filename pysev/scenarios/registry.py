@@ -82,7 +82,7 @@ class Scenario:
         return self.expected if n_cpus >= self.from_cpus else "holds"
 
 
-FAMILIES = ("sev_es_kexec",)
+FAMILIES = ("sev_es_kexec", "live_migration_reset")
 """The modules that register scenarios, in the order in which these are listed."""
 
 _SCENARIOS: dict[str, Scenario] = {}
@@ -97,10 +97,12 @@ def register(scenario: Scenario) -> Scenario:
 
 
 def all_scenarios() -> list[Scenario]:
-    """Return every scenario, in the order of its family's file."""
+    """Return every scenario, by family and in the order of its family's file, whichever module was
+    imported first."""
     for family in FAMILIES:
         import_module(f"{__package__}.{family}")
-    return list(_SCENARIOS.values())
+    place = {family.replace("_", "-"): i for i, family in enumerate(FAMILIES)}
+    return sorted(_SCENARIOS.values(), key=lambda s: place.get(s.family, len(place)))
 
 
 def find(name: str) -> Scenario:
