@@ -20,6 +20,7 @@ from ghcbcore._cffi import lib
 from ghcbcore.errors import OutOfRange, SevError
 from ghcbcore.explorer import Explorer, MemoryLimit, NarrowIds
 
+from . import frames
 from .compiler import Compiled
 from .flow import Flow, Property, Words
 from .host import Entry, Event, Hold, MpState
@@ -388,10 +389,14 @@ def _changes(compiled: Compiled, own: int, before: Array, after: Array) -> str:
 
 def _changed(flow: Flow, words: Words, before: Array, after: Array, base: int) -> Iterator[str]:
     positions = {agent.pc.name for agent in flow.agents}
+    pages = {word.name for region in flow.frame_regions for word, _ in region.words}
     for f in words:
         old, new = int(before[base + f.index]), int(after[base + f.index])
         if old != new and f.name not in positions:
             name = f.name.split(".", 1)[1]
+            if f.name in pages:
+                yield f"{name}: {', '.join(frames.changes(old, new)) or f'{old:#x} -> {new:#x}'}"
+                continue
             names = flow.value_names.get(name) or VALUE_NAMES.get(name)
             yield f"{name} {_value(old, names)} -> {_value(new, names)}"
 

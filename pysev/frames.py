@@ -33,6 +33,9 @@ from ghcbcore.frame import result as take_apart
 from ghcbcore.machine import MAX_FRAMES
 
 from .flow import Effect, Field, Flow, FlowError, Value
+from .tables.frames import LEAVES, LISTED, MAPPINGS
+from .tables.rmp import STATES
+from .tables.schema import Code
 
 if TYPE_CHECKING:
     from .machine import Machine
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FrameRegion",
     "Mismatch",
+    "changes",
     "declare",
     "follow",
     "guest_access",
@@ -55,6 +59,17 @@ __all__ = [
 
 ASID = 1
 """The guest's, in a flow."""
+
+VIEW_FIELDS: tuple[tuple[str, str, tuple[Code, ...]], ...] = (
+    ("state", "RMP", STATES),
+    ("in_use", "in use", ()),
+    ("mapping", "page table", MAPPINGS),
+    ("leaf", "leaf", LEAVES),
+    ("believed", "noted as validated", ()),
+    ("listed", "hypervisor's list", LISTED),
+    ("key", "written under key slot", ()),
+)
+"""What a timeline says of a frame: field of VIEW_DTYPE, words for it, names of its values."""
 
 Where = Callable[["Machine"], Sequence[tuple[int, int]]]
 
@@ -164,6 +179,24 @@ def views(states: States, region: FrameRegion) -> np.ndarray[Any, np.dtype[np.vo
             )
         )
     return np.stack(columns, axis=1)
+
+
+def changes(old: int, new: int) -> list[str]:
+    """Say which views of a frame differ between two values of its word, for a timeline.
+
+    Examples
+    --------
+    >>> changes(lib.FRAME_SHARED << lib.FRAME_MAPPING_SHIFT, 0)
+    ['page table shared -> unmapped']
+    """
+    found = frameview.decode(np.array([old, new], np.uint64), np.zeros(2, np.uint64), ASID)
+    out = []
+    for name, title, rows in VIEW_FIELDS:
+        before, after = (int(value) for value in found[name])
+        if before != after:
+            names = {row.code: row.name for row in rows}
+            out.append(f"{title} {names.get(before, before)} -> {names.get(after, after)}")
+    return out
 
 
 def follow(flow: Flow, machine: Machine, memory: Memory, trace: Any, record: Any) -> int:
