@@ -41,3 +41,15 @@ Source: Linux arch/x86/kernel/smpboot.c."""
 
 MEMORY_REUSE = 1 * S
 """Assumption: mean time until the new kernel uses a given page of the old one."""
+
+HYPERCALL_TO_VMM = 20 * US
+"""Assumption: a hypercall that KVM hands to userspace, as KVM_HC_MAP_GPA_RANGE is, and back."""
+
+PAGE_TABLE_CHANGE = 2 * US
+"""Assumption: set_memory_encrypted or _decrypted of one page, without its hypercall."""
+
+DEVICE_REQUEST = 100 * MS
+"""Assumption: mean time between two requests of a device that convert a page, on each CPU."""
+
+DEVICE_SHUTDOWN = 1 * MS
+"""Assumption: from the last reboot notifier to the end of device_shutdown."""
