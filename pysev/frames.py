@@ -115,7 +115,8 @@ def declare(
     frames = np.zeros((n, 2), np.uint64)
     frames[:, 0] = lib.FRAME_KEY_NONE << lib.FRAME_KEY_SHIFT
     for one in start:
-        for at in range(1 if n_frames(one) > 1 else n):
+        is_whole = n_frames(one) > 1 and one.kind != lib.FRAME_OP_MAP  # a leaf is each frame's own
+        for at in range(1 if is_whole else n):
             answer = take_apart(apply(one, frames, at))
             if answer.kind or answer.code:
                 raise FlowError(f"{name}: {one} is refused at the start: {answer}")
