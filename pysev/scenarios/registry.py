@@ -82,7 +82,12 @@ class Scenario:
         return self.expected if n_cpus >= self.from_cpus else "holds"
 
 
-FAMILIES = ("sev_es_kexec", "live_migration_reset")
+FAMILIES = (
+    "sev_es_kexec",
+    "snp_guest_kexec",
+    "snp_guest_bugs",
+    "live_migration_reset",
+)
 """The modules that register scenarios, in the order in which these are listed."""
 
 _SCENARIOS: dict[str, Scenario] = {}
