@@ -34,7 +34,7 @@ from ..frames import ASID, declare, happen, map_as, pvalidate, rmpupdate
 from ..layout import Part
 from ..machine import Machine
 from ..words import ask_msr, create_ap, destroy_ap, halt, send_nmi
-from .snp_guest_pages import Pages, Piece, is_mapped, start_private, start_shared
+from .snp_guest_pages import Pages, Piece, is_mapped, pass_over, start_private, start_shared
 
 __all__ = ["CRASH", "NORMAL", "Kernel", "SnpGuestKexec", "Variant", "swapped"]
 
@@ -115,6 +115,7 @@ class SnpGuestKexec:
         flow.per_cpu(ipi=0, tagged=1, tried=0, up=0)
         flow.name_values("kernel", Kernel)
         flow.only_while(flow.vm.event == lib.GHCB_EVENT_NONE)
+        self.ends_of_parts: list[str] = []
         self.pages = Pages(flow)
         self.boot = flow.agent("boot CPU")
         self.ap = flow.agent(
@@ -343,7 +344,12 @@ class SnpGuestKexec:
         if v.allocates and v.frees:
             free = op("F1 free_page: takes the allocator's lock", when=[g.zone_lock == 0], to="F1")
             self.boot.at("F1 free", free)
-        self.boot.at(after, op("F1 the pages of the VMSAs are free, or leaked where that failed"))
+        self.after(after)
+
+    def after(self, label: str) -> None:
+        """A label that stands for the beginning of what comes next."""
+        self.boot.at(label, op(label))
+        self.ends_of_parts.append(label)
 
     def unshare(self, step: str, name: str, piece: Piece, cost: int = costs.INSTRUCTIONS) -> None:
         """One leaf of 4 KiB: PTE, PSC, PVALIDATE; a leaf that is private already is passed over."""
@@ -374,7 +380,7 @@ class SnpGuestKexec:
         boot.at(labels[2], *pages.validate(f"{step} {name}: PVALIDATE", [piece]))
         if not self.v.pte_first:
             boot.at(labels[1], pte())
-        boot.at(labels[3], op(f"{step} {name}: done"))
+        self.after(labels[3])
 
     def walk(self) -> None:
         """F2: every leaf that is mapped shared and holds no GHCB."""
@@ -550,4 +556,5 @@ class SnpGuestKexec:
         for stage in self.v.stages:
             stages[stage]()
         self.boot.at("dead")
+        pass_over(self.boot, self.ends_of_parts)
         return self.flow

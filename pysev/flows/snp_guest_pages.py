@@ -7,8 +7,8 @@ What happens to a page is decided by the rules of the hardware (``pysev.frames``
 for what, and through which page: a request by GHCB reaches the hypervisor only while the GHCB is
 mapped shared.
 
-Words of the flow: ``g.fault`` is the result of the first instruction or access that was refused
-(0: none), ``g.by_ghcb`` is 1 while page changes go through the GHCB, 0 when they go by the MSR
+Words of the flow: ``g.fault`` says what the first instruction or access met that was refused
+(``Fault``), ``g.by_ghcb`` is 1 while page changes go through the GHCB, 0 when they go by the MSR
 protocol.
 
 Source: Linux arch/x86/coco/sev/core.c, arch/x86/mm/mem_encrypt_amd.c.
@@ -16,19 +16,23 @@ Source: Linux arch/x86/coco/sev/core.c, arch/x86/mm/mem_encrypt_amd.c.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ghcbcore._cffi import lib
 from ghcbcore.frame import Op as FrameOp
 
 from .. import costs
-from ..flow import Effect, Field, Flow, Hazard, Op, Test, Words, op, put, when
+from ..flow import Agent, Effect, Field, Flow, Hazard, Op, Test, Words, op, put, shift_right, when
 from ..frames import FrameRegion, guest_access, happen, map_as, pvalidate, rmpupdate
 from ..words import ask_msr
 
 __all__ = [
+    "Fault",
     "Pages",
     "is_mapped",
+    "pass_over",
     "start_private",
     "start_shared",
     "terminate",
@@ -37,6 +41,17 @@ __all__ = [
 Piece = tuple[FrameRegion, int]
 
 MAPPING = ((1 << lib.FRAME_MAPPING_WIDTH) - 1) << lib.FRAME_MAPPING_SHIFT
+
+
+class Fault(enum.IntEnum):
+    """``g.fault``: what refused, by the kind of its result."""
+
+    NONE = 0
+    PAGE_FAULT = lib.FRAME_RESULT_PF
+    NESTED_PAGE_FAULT = lib.FRAME_RESULT_NPF
+    VC_NOT_VALIDATED = lib.FRAME_RESULT_VC
+    GENERAL_PROTECTION = lib.FRAME_RESULT_GP
+    REFUSED = 15  # an instruction's return code
 
 
 def start_private(*, leaf: int = 0) -> list[FrameOp]:
@@ -66,6 +81,19 @@ def terminate(vcpu: Words, reason: int, reason_set: int = lib.GHCB_TERM_SET_LINU
     return ask_msr(vcpu, request)
 
 
+def pass_over(agent: Agent, labels: Sequence[str]) -> None:
+    """Take labels out again whose only use is to be a place to go on from.
+
+    Who writes a stage does not know what the next one begins with.
+    """
+    for label in labels:
+        names = list(agent.labels)
+        follows = names[names.index(label) + 1]
+        del agent.labels[label]
+        for name, ops in agent.labels.items():
+            agent.labels[name] = [replace(o, to=follows) if o.to == label else o for o in ops]
+
+
 class Pages:
     """Effects and operations on the pages of a flow.
 
@@ -77,15 +105,21 @@ class Pages:
 
     def __init__(self, flow: Flow) -> None:
         self.flow = flow
-        flow.globals(fault=0, answer=0, by_ghcb=1)
-        self.no_fault = flow.g.fault == 0
+        flow.globals(fault=Fault.NONE, answer=0, by_ghcb=1)
+        flow.name_values("fault", Fault)
+        self.no_fault = flow.g.fault == Fault.NONE
 
     def must(self, piece: Piece, what: FrameOp) -> list[Effect]:
         """Let an operation happen; a refusal is a fault. That nothing changed is none."""
         g = self.flow.g
         region, at = piece
         refused = g.answer >= 1 << lib.FRAME_RESULT_CODE_SHIFT
-        return [happen(region, at, what, g.answer), when(refused, put(g.fault, g.answer))]
+        kind = [
+            put(g.fault, g.answer),
+            shift_right(g.fault, lib.FRAME_RESULT_KIND_SHIFT),
+            when(g.fault == 0, put(g.fault, Fault.REFUSED)),
+        ]
+        return [happen(region, at, what, g.answer), when(refused, *kind), put(g.answer, 0)]
 
     def to_private_pte(self, piece: Piece, *, leaf: int = 0) -> list[Effect]:
         return self.must(piece, map_as(lib.FRAME_PRIVATE, leaf=leaf))

@@ -86,6 +86,7 @@ FAMILIES = (
     "sev_es_kexec",
     "snp_guest_kexec",
     "snp_guest_bugs",
+    "tdx_guest_kexec",
     "live_migration_reset",
 )
 """The modules that register scenarios, in the order in which these are listed."""
