@@ -448,7 +448,11 @@ class SnpGuestKexec:
         do = [put(self.flow.g.kernel, Kernel.NEW)]
         self.boot.at("relocate", op(text, do=do, cost=cost))
 
-    def touch(self, verb: str, what: Sequence[tuple[str, Piece]], flags: int) -> None:
+    def touch(self, verb: str, flags: int) -> None:
+        """The next kernel touches every page; a former VMSA is a page like others."""
+        what = [*self.used]
+        if self.vmsa is not None:
+            what.append(("the VMSA page of another CPU", self.vmsa))
         dies = self.pages.dies("FAULT in the new kernel: #VC 0x404 or a nested fault without end")
         with self.boot.under(dies):
             for i, (name, piece) in enumerate(what):
@@ -458,13 +462,12 @@ class SnpGuestKexec:
 
     def use(self) -> None:
         """The new kernel's allocator hands any page out, as private memory."""
-        self.touch("writes to", self.used, lib.FRAME_ACCESS_WRITE)
+        self.touch("writes to", lib.FRAME_ACCESS_WRITE)
 
     def read(self) -> None:
         """The reader of /proc/vmcore maps old memory private, page by page."""
         v, g, boot = self.v, self.flow.g, self.boot
-        vmsas = [("the VMSA page of another CPU", self.vmsa)] if self.vmsa is not None else []
-        self.touch("reads", [*self.used, *[(n, p) for n, p in vmsas if p is not None]], 0)
+        self.touch("reads", 0)
         if self.own_vmsa is not None:
             do = self.pages.access_private(self.own_vmsa)
             text = "new kernel: reads the VMSA page of the CPU that it runs on"

@@ -143,8 +143,21 @@ class Pages:
         ]
 
     def access_private(self, piece: Piece, flags: int = 0) -> list[Effect]:
-        """A new kernel maps all of its memory private and uses it so."""
-        return self.must(piece, guest_access(flags | lib.FRAME_ACCESS_C))
+        """A new kernel maps all of its memory private and uses it so.
+
+        Where the page is the hypervisor's, this is a nested fault, on which KVM has the page made
+        private; it is not validated then, and the access that is made again ends in #VC 0x404. A
+        page that cannot be changed (a VMSA in use) faults for ever.
+        """
+        g = self.flow.g
+        region, at = piece
+        use = self.must(piece, guest_access(flags | lib.FRAME_ACCESS_C))
+        again = [
+            happen(region, at, rmpupdate(True), g.answer),
+            when(g.answer == 0, put(g.fault, Fault.NONE), *use),
+            put(g.answer, 0),
+        ]
+        return [*use, when(g.fault == Fault.NESTED_PAGE_FAULT, *again)]
 
     def exits(
         self,

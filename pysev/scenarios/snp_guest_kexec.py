@@ -42,7 +42,7 @@ def _ghcbs_last(others: Any) -> Callable[[States], Any]:
     return holds
 
 
-def _kexec(variant: Variant, name: str) -> Callable[[Machine], Flow]:
+def build_kexec(variant: Variant, name: str) -> Callable[[Machine], Flow]:
     def build(machine: Machine) -> Flow:
         made = SnpGuestKexec(variant, machine, name)
         flow = made.build()
@@ -147,7 +147,7 @@ def add(
 ) -> None:
     base = [ALIKE, ATOMIC_HLT, GRANTS, *([] if variant.impatient else [NO_NMI])]
     name = f"snp-guest-kexec/{short}"
-    build = _kexec(variant, name)
+    build = build_kexec(variant, name)
     add_flow(
         short,
         summary,
@@ -231,6 +231,15 @@ add(
     DEADLOCK,
     "a converter stopped half-way holds mem_enc_lock for reading; the writer waits for ever",
     ORDER,
+)
+add(
+    "no-begin",
+    "nobody stops conversions, and one is in flight when the CPUs are stopped",
+    Variant(stages=tuple(s for s in NORMAL if s != "begin"), converts="to shared"),
+    "violated",
+    NO_FAULT,
+    "the CPU is stopped between the parts of its conversion: the walk cannot see the page",
+    f"{ORDER}; why there is a begin",
 )
 add(
     "unshare-before-stop",

@@ -36,7 +36,7 @@ def _all_up(s: States) -> Any:
     return (s.cpu.times_up == 1).all(axis=1) | ~s.at("boot CPU", "up")
 
 
-def _build(variant: Variant, name: str) -> Callable[[Machine], Flow]:
+def build_kexec(variant: Variant, name: str) -> Callable[[Machine], Flow]:
     def build(machine: Machine) -> Flow:
         made = TdxGuestKexec(variant, machine, name)
         flow = made.build()
@@ -121,7 +121,7 @@ def _add(
     name = f"tdx-guest-kexec/{short}"
     base = [FIRMWARE, *([IN_TIME] if variant.patience == "all" else [])]
     base += [MANY] if variant.crash else []
-    build = _build(variant, name)
+    build = build_kexec(variant, name)
     whole = (*base, *assumes)
     register(
         Scenario(name, summary, expected, because, story, source, build, whole, from_cpus=from_cpus)
@@ -215,6 +215,17 @@ _add(
     DEADLOCK,
     "a converter stopped half-way holds mem_enc_lock for reading; the writer waits for ever",
     DERIVED,
+)
+_add(
+    "no-begin",
+    "nobody stops conversions, and one is in flight when the CPUs are stopped",
+    Variant(
+        stages=("stop", "finish", "relocate", "use", "bring up"), test=True, converts="to shared"
+    ),
+    "holds",
+    "",
+    "whatever half was done, the PTE says shared and the walk finds the page; the accounting is off",
+    f"{DERIVED}: the mirrored order",
 )
 _add(
     "half-to-shared",
