@@ -78,3 +78,13 @@ class Program:
         own: SupportsIndex = -1,
         other: SupportsIndex = -1,
     ) -> None: ...
+    def traced_step(
+        self,
+        record: npt.NDArray[np.uint64],
+        events: npt.NDArray[np.void],
+        alt: SupportsIndex,
+        own: SupportsIndex = -1,
+        other: SupportsIndex = -1,
+        *,
+        now_ns: SupportsIndex = 0,
+    ) -> int: ...

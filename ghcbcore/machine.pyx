@@ -17,12 +17,14 @@ cimport cython
 from ghcbcore cimport clib
 from ghcbcore.clib cimport (
     ghcb_alt_t,
+    ghcb_event_t,
     ghcb_frame_op_t,
     ghcb_insn_t,
     ghcb_place_t,
     ghcb_reach_op_t,
     ghcb_region_t,
     ghcb_role_t,
+    ghcb_trace_t,
 )
 from ghcbcore.frame cimport op_from
 from ghcbcore.profile cimport Profile
@@ -395,18 +397,62 @@ cdef class Program:
         StateConflict
             The agent is not at that position or a guard does not hold; the record is unchanged.
         """
-        cdef Py_ssize_t n = self._n_cpus(record)
-        if not 0 <= alt < len(self.alts):
-            raise _errors.OutOfRange(f"alt {alt}: there are {len(self.alts)}")
-        cdef const ghcb_alt_t *a = self.alt + alt
-        cdef const ghcb_role_t *role = self.role + a.role
-        cdef bint per_cpu = role.block == clib.GHCB_BLOCK_OWN
-        if (per_cpu and not 0 <= own < n) or (a.binds and (not 0 <= other < n or (per_cpu and other == own))):
-            raise _errors.OutOfRange(f"alt {alt}: own {own}, other {other}, {n} CPUs")
-        cdef uint64_t *g = &record[0]
-        cdef uint64_t *slices = g + self.n_global
-        cdef uint64_t *s = slices + own * self.n_slice if per_cpu else g
-        cdef uint64_t *t = slices + other * self.n_slice if a.binds else s
-        if s[role.pc_word] != a.pc or not enabled(self.code, a, g, s, t):
-            raise _errors.StateConflict(f"alt {alt}, own {own}, other {other}: not possible here")
-        apply(self.code, a, &self.profile.c, &self.tables, g, s, t, slices, n, self.n_slice, NULL)
+        _make_step(self, record, alt, own, other, NULL)
+
+    def traced_step(self, uint64_t[::1] record not None, ghcb_event_t[::1] events not None, Py_ssize_t alt,
+                    Py_ssize_t own=-1, Py_ssize_t other=-1, *, uint64_t now_ns=0):
+        """Do what ``step`` does, and note what was asked of the host.
+
+        Parameters
+        ----------
+        events : array of ghcbcore.simulator.EVENT_DTYPE
+            Receives the calls in order; must have room for ``n_effects`` of the alternative times
+            the number of CPUs, the boot CPU included.
+        now_ns : int
+            Their time.
+
+        Returns
+        -------
+        int
+            How many elements were written.
+
+        Raises
+        ------
+        OutOfRange, StateConflict
+            As ``step``, and if there is too little room; then nothing has happened.
+        """
+        cdef Py_ssize_t room = 0
+        cdef ghcb_trace_t trace
+        if 0 <= alt < len(self.alts):
+            room = self.alt[alt].n_effects * (self._n_cpus(record) + 1)
+        if events.shape[0] < room:
+            raise _errors.OutOfRange(f"alt {alt}: room for {events.shape[0]} events, not {room}")
+        trace.events = &events[0] if events.shape[0] else NULL
+        trace.n = 0
+        trace.now_ns = now_ns
+        trace.cost_ns = self.alt[alt].cost_ns if room else 0
+        _make_step(self, record, alt, own, other, &trace)
+        return trace.n
+
+
+cdef int _make_step(
+    Program self, uint64_t[::1] record, Py_ssize_t alt, Py_ssize_t own, Py_ssize_t other,
+    ghcb_trace_t *trace,
+) except -1:
+    """Apply one alternative if it is possible; ``trace`` may be NULL."""
+    cdef Py_ssize_t n = self._n_cpus(record)
+    if not 0 <= alt < len(self.alts):
+        raise _errors.OutOfRange(f"alt {alt}: there are {len(self.alts)}")
+    cdef const ghcb_alt_t *a = self.alt + alt
+    cdef const ghcb_role_t *role = self.role + a.role
+    cdef bint per_cpu = role.block == clib.GHCB_BLOCK_OWN
+    if (per_cpu and not 0 <= own < n) or (a.binds and (not 0 <= other < n or (per_cpu and other == own))):
+        raise _errors.OutOfRange(f"alt {alt}: own {own}, other {other}, {n} CPUs")
+    cdef uint64_t *g = &record[0]
+    cdef uint64_t *slices = g + self.n_global
+    cdef uint64_t *s = slices + own * self.n_slice if per_cpu else g
+    cdef uint64_t *t = slices + other * self.n_slice if a.binds else s
+    if s[role.pc_word] != a.pc or not enabled(self.code, a, g, s, t):
+        raise _errors.StateConflict(f"alt {alt}, own {own}, other {other}: not possible here")
+    apply(self.code, a, &self.profile.c, &self.tables, g, s, t, slices, n, self.n_slice, trace)
+    return 0
