@@ -3,7 +3,8 @@ firmware``.
 
 Exit status: 0 good, 1 a finding (a violation, malformed input that was decoded as such), 2 usage,
 bad input or output that cannot be written, 130 interrupted; what is wrong is said in one line on
-standard error. Results are built whole before the first byte is written.
+standard error. Results are built whole before the first byte is written. Of a replay whose
+`# expect` is not met the report is printed, too; its status is 2.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ __all__ = ["main"]
 
 GOOD, FINDING, USAGE, INTERRUPTED = 0, 1, 2, 130
 MAX_CHECK_CPUS = 64
+DEFAULT_RUN_CPUS = 64
 MIN_CHECK_BYTES = 16 << 20
 """The tables of a search take a few MiB before they hold a state."""
 
@@ -85,8 +87,9 @@ def _parser() -> _Parser:
     cache.add_argument("--seed", type=_integer, default=0, metavar="N", help="order of evictions")
     scenarios = commands.add_parser("scenarios", help="list the scenarios there are")
     run = commands.add_parser("run", help="run a scenario once, at any scale")
-    run.add_argument("scenario")
-    run.add_argument("--cpus", type=_integer, default=64, metavar="N")
+    run.add_argument("scenario", nargs="?", help="its name, or FILE.py:FLOW")
+    run.add_argument("--cpus", type=_integer, metavar="N", help="default: 64, or the script's")
+    run.add_argument("--replay", metavar="FILE", help="play a script of `check --save`; - is stdin")
     where = run.add_mutually_exclusive_group()
     where.add_argument("--memory", metavar="SIZE", help="a plain guest, e.g. 256G, 4T")
     where.add_argument("--memmap", metavar="FILE", help="e820 lines of a dmesg; - for stdin")
@@ -101,19 +104,23 @@ def _parser() -> _Parser:
     run.add_argument("--trace", metavar="OUT", help="write what KVM would have traced, as text")
     run.add_argument("--perfetto", metavar="OUT", help="write it as a track for each vCPU")
     check = commands.add_parser("check", help="check a scenario in every order of events")
-    check.add_argument("scenario", nargs="?")
+    check.add_argument("scenario", nargs="?", help="its name, or FILE.py:FLOW")
+    check.add_argument("--save", metavar="FILE", help="the counterexample as a script")
+    for one in (run, check):
+        one.add_argument("--mermaid", metavar="OUT", help="a sequence diagram, as Mermaid text")
+        one.add_argument("--svg", metavar="OUT", help="the same as a picture")
+        one.add_argument(
+            "--property",
+            action="append",
+            default=[],
+            metavar="FILE.py:FUNCTION",
+            help="one more property: a function over an array of states",
+        )
     check.add_argument("--all", action="store_true", help="every scenario; 0 if all as expected")
     check.add_argument("--cpus", type=_integer, default=4, metavar="N")
     check.add_argument("--max-memory", default="8G", metavar="SIZE", help="bound for the states")
     check.add_argument("--seconds", type=float, metavar="S", help="bound on the time")
     check.add_argument("--no-symmetry", action="store_true", help="count every CPU as different")
-    check.add_argument(
-        "--property",
-        action="append",
-        default=[],
-        metavar="FILE.py:FUNCTION",
-        help="one more property: a function over an array of states",
-    )
     pages = commands.add_parser("pages", help="who thinks what about each page: run a script")
     pages.add_argument("file", nargs="?", metavar="FILE", help="a script; - for stdin")
     what = pages.add_mutually_exclusive_group()
@@ -171,6 +178,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(_one_line(error))
     except MemoryError:
         return _refuse("out of memory")
+    except ValueError as error:
+        if "null byte" not in str(error):
+            raise
+        return _refuse("a file's name cannot have a null byte in it")
     except SystemExit as stop:  # only a user's own code does that
         return _refuse(f"a property ended the program: SystemExit: {stop.code}")
     except KeyboardInterrupt:
@@ -305,12 +316,21 @@ def _run(arguments: argparse.Namespace) -> int:
     from .machine import Machine
     from .memmap import MemoryMap, parse_size
     from .report import run_text
-    from .scenarios import find
+    from .showing.finding import find_scenario
     from .simulate import run
     from .trace.export import refuse_same_place
     from .trace.recorder import open_recorder
 
-    scenario = find(arguments.scenario)
+    if arguments.replay is not None:
+        return _replay(arguments)
+    if arguments.scenario is None:
+        raise _UsageError("run: give a scenario (`pysev scenarios` lists them), or --replay FILE")
+    for option in ("mermaid", "svg", "property"):
+        if getattr(arguments, option):
+            raise _UsageError(f"run: --{option} goes with --replay")
+    if arguments.cpus is None:
+        arguments.cpus = DEFAULT_RUN_CPUS
+    scenario = find_scenario(arguments.scenario)
     memory = None
     if arguments.memory is not None:
         memory = MemoryMap.flat(parse_size(arguments.memory))
@@ -350,12 +370,35 @@ def _run(arguments: argparse.Namespace) -> int:
     return status
 
 
+def _replay(arguments: argparse.Namespace) -> int:
+    from .showing.command import main_replay
+
+    a = arguments
+    for option, default in (("memory", None), ("memmap", None), ("seed", 0), ("repeat", 1)):
+        if getattr(a, option) != default:
+            raise _UsageError(f"run: --{option} goes without --replay: the script says it all")
+    return main_replay(
+        a.replay,
+        scenario=a.scenario,
+        n_cpus=a.cpus,
+        stdin=_stdin() if a.replay == "-" else None,
+        properties=[_property(text) for text in a.property],
+        json=a.json,
+        trace=a.trace,
+        perfetto=a.perfetto,
+        mermaid=a.mermaid,
+        svg=a.svg,
+    )
+
+
 def _check(arguments: argparse.Namespace) -> int:
     from .checking import check
     from .machine import Machine
     from .memmap import parse_size
     from .report import check_row, check_table, check_text, is_expected
-    from .scenarios import all_scenarios, find
+    from .scenarios import all_scenarios
+    from .showing.command import refuse_outputs, write_counterexample
+    from .showing.finding import find_scenario
 
     if arguments.all == (arguments.scenario is not None):
         raise _UsageError("check: give one scenario, or --all")
@@ -363,12 +406,16 @@ def _check(arguments: argparse.Namespace) -> int:
         raise _UsageError(f"--cpus {arguments.cpus}: check takes 1 to {MAX_CHECK_CPUS}")
     if arguments.seconds is not None and not arguments.seconds > 0:
         raise _UsageError(f"--seconds {arguments.seconds}: must be above 0")
+    outputs = {how: getattr(arguments, how) for how in ("save", "mermaid", "svg")}
+    if arguments.all and any(path is not None for path in outputs.values()):
+        raise _UsageError("check: --save, --mermaid and --svg take one scenario, not --all")
+    to_stdout = refuse_outputs("check", list(outputs.values()))
     properties = [_property(text) for text in arguments.property]
     max_bytes = parse_size(arguments.max_memory)
     if max_bytes < MIN_CHECK_BYTES:
         raise _UsageError(f"--max-memory {arguments.max_memory}: must be at least 16M")
     rows, texts, results, expected = [], [], [], []
-    for scenario in all_scenarios() if arguments.all else [find(arguments.scenario)]:
+    for scenario in all_scenarios() if arguments.all else [find_scenario(arguments.scenario)]:
         n_cpus = scenario.n_cpus(arguments.cpus)
         machine = Machine.of(n_cpus, jump_table=scenario.jump_table)
         flow = scenario.build(machine)
@@ -381,18 +428,21 @@ def _check(arguments: argparse.Namespace) -> int:
             seconds=arguments.seconds,
         )
         expected.append(is_expected(scenario, result))
-        results.append(
-            result.as_json()
-            | {"expected": scenario.expected_with(n_cpus), "as_expected": expected[-1]}
-        )
+        results.append(result.as_json())
+        if scenario.expected:  # nothing is expected of a flow of one's own
+            results[-1]["expected"] = scenario.expected_with(n_cpus)
+            results[-1]["as_expected"] = expected[-1]
         if arguments.all:
             rows.append(check_row(scenario, result))
         else:
             texts.append(check_text(scenario, flow, result, properties))
+            texts += [f"{t}\n" for t in write_counterexample(scenario, flow, result, **outputs)]
+    if to_stdout:
+        return FINDING if results[0]["verdict"] != "holds" else GOOD
     if arguments.json:
         _write_json(results if arguments.all else results[0])
     else:
-        sys.stdout.write(check_table(rows) if arguments.all else texts[0])
+        sys.stdout.write(check_table(rows) if arguments.all else "".join(texts))
     if arguments.all:
         return GOOD if all(expected) else FINDING
     return GOOD if results[0]["verdict"] == "holds" else FINDING

@@ -9,6 +9,8 @@ from .checking import DEADLOCK, LIVELOCK, CheckResult
 from .flow import Flow, Property
 from .machine import Machine
 from .scenarios import Scenario
+from .showing.story import play
+from .showing.timeline import timeline
 from .simulate import RunResult
 
 __all__ = [
@@ -147,11 +149,8 @@ def check_text(
     if result.counterexample:
         n = len(result.counterexample)
         parts.append(f"\nthe shortest order of events ({n} steps):\n")
-        agents = max(len(step.agent) for step in result.counterexample)
-        for i, step in enumerate(result.counterexample, 1):
-            parts.append(f"{i:4}  {step.agent.ljust(agents)}  {step.op}\n")
-            if step.detail:
-                parts.append(f"{'':6}{'':{agents}}  . {step.detail}\n")
+        story = play(flow.compile(result.n_cpus), [step.move for step in result.counterexample])
+        parts.append(timeline(story, {n: f"{result.verdict}: {result.property}"}))
     if result.violations:
         parts.append("\nviolated, and after how many steps first:\n")
         parts.append(
@@ -163,13 +162,16 @@ def check_text(
         parts.append("\nreached at all:\n")
         parts.append(_table((name, "yes" if yes else "no") for name, yes in result.reached.items()))
     parts.append(f"\nverdict: {check_sentence(scenario, result, texts)}\n")
-    parts.append(f"source: {scenario.source}\n")
+    if scenario.source:
+        parts.append(f"source: {scenario.source}\n")
     return "".join(parts)
 
 
 def check_sentence(scenario: Scenario, result: CheckResult, texts: dict[str, str]) -> str:
     """The verdict of a check in one sentence."""
     wanted = scenario.expected_with(result.n_cpus)
+    if not scenario.expected:  # a flow of one's own
+        return _bare_sentence(result, texts)
     story = scenario.story if wanted == scenario.expected else "there are too few CPUs for it"
     because = f": {story}" if is_expected(scenario, result) else ""
     expected = "as expected" if because else f"but {wanted} was expected"
@@ -179,6 +181,14 @@ def check_sentence(scenario: Scenario, result: CheckResult, texts: dict[str, str
         return "unknown: the search was stopped before it was complete; nothing was found so far."
     what = texts.get(result.property, result.property)
     return f'{result.verdict}, {expected}: "{what}" does not hold{because}.'
+
+
+def _bare_sentence(result: CheckResult, texts: dict[str, str]) -> str:
+    if result.verdict == "holds":
+        return "holds in every order of events."
+    if result.verdict == "unknown":
+        return "unknown: the search was stopped before it was complete; nothing was found so far."
+    return f'{result.verdict}: "{texts.get(result.property, result.property)}" does not hold.'
 
 
 def _hex_dump(data: bytes, n: int) -> str:

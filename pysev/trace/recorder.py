@@ -9,9 +9,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any, Protocol
 
 from ghcbcore.trace import format_lines
-from pysev.simulate import RunResult
 
 from .export import Exporter, Sink, open_exporter
 from .reader import TraceReader
@@ -21,6 +21,17 @@ __all__ = ["Recorder", "open_recorder"]
 
 PAUSE_NS = 1_000_000
 """Between two runs, so that their order is seen."""
+
+
+class Recorded(Protocol):
+    """What a run or a replay has to say: its records, its time, how many CPUs it had."""
+
+    @property
+    def trace(self) -> Any: ...
+    @property
+    def cpus(self) -> dict[str, int]: ...
+    @property
+    def modelled_seconds(self) -> float: ...
 
 
 class Recorder:
@@ -37,7 +48,7 @@ class Recorder:
         self._pid, self._start_ns = FIRST_PID, 0
         self.n_lines = 0
 
-    def add(self, result: RunResult) -> None:
+    def add(self, result: Recorded) -> None:
         """Write one run."""
         if self._text is None and self._tracks is None:
             return
