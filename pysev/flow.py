@@ -271,6 +271,7 @@ class Op:
     cost: int = 100
     after: int = 0
     spread: bool = False
+    hazard: bool = False  # what `Agent.under` put there; its last test is that memory is not intact
 
 
 def op(
@@ -449,7 +450,7 @@ class Agent:
             for i, hazard in enumerate(self._hazards):
                 before = tuple(h.intact for h in self._hazards[:i])
                 tests = (*self.only_while, *cause, *before, hazard.intact.negated())
-                failures += [replace(o, when=o.when + tests) for o in hazard.instead]
+                failures += [replace(o, when=o.when + tests, hazard=True) for o in hazard.instead]
         return failures
 
 
