@@ -5,14 +5,19 @@ import numpy.typing as npt
 
 from ghcbcore.machine import Program
 
-__all__ = ["EVENT_DTYPE", "Simulator"]
+__all__ = ["EVENT_DTYPE", "MOVE_DTYPE", "Simulator"]
 
 EVENT_DTYPE: Final[np.dtype[np.void]]
+MOVE_DTYPE: Final[np.dtype[np.void]]
 
 @final
 class Simulator:
     def __new__(
-        cls, program: Program, record: npt.NDArray[np.uint64], seed: SupportsIndex
+        cls,
+        program: Program,
+        record: npt.NDArray[np.uint64],
+        seed: SupportsIndex,
+        log: bool = False,
     ) -> Self: ...
     @property
     def program(self) -> Program: ...
@@ -26,6 +31,9 @@ class Simulator:
     def n_steps(self) -> int: ...
     @property
     def n_others(self) -> int: ...
+    @property
+    def log(self) -> bool: ...
     def advance(self, max_steps: SupportsIndex) -> bool: ...
     def due(self) -> npt.NDArray[np.uint64]: ...
+    def moves(self) -> npt.NDArray[np.void]: ...
     def events(self) -> npt.NDArray[np.void]: ...

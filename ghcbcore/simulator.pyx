@@ -12,6 +12,9 @@ does not search.
 
 Every choice (which alternative, how long a drawn delay) is a pure function of the seed and of how
 many choices were made before, so a run repeats bit by bit.
+
+With ``log``, each operation leaves a record: who, when, for how long, and which earlier operation woke
+the agent; from these follow phases, waits and the longest chain of causes (``pysev.phases``).
 """
 
 from threading import Lock as _Lock
@@ -27,10 +30,22 @@ from ghcbcore.clib cimport ghcb_alt_t, ghcb_event_t, ghcb_insn_t, ghcb_role_t, g
 from ghcbcore.machine cimport Program, apply, enabled, holds
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
-__all__ = ["EVENT_DTYPE", "Simulator"]
+__all__ = ["EVENT_DTYPE", "MOVE_DTYPE", "Simulator"]
 
 cdef ghcb_event_t _event
 EVENT_DTYPE = _np.asarray(<ghcb_event_t[:1]> &_event).dtype
+
+cdef struct Move:
+    uint64_t when
+    uint64_t took
+    uint32_t agent
+    uint32_t alt
+    uint32_t woken_by
+    uint32_t first_event
+
+
+cdef Move _move
+MOVE_DTYPE = _np.asarray(<Move[:1]> &_move).dtype
 
 cdef struct Due:
     uint64_t when
@@ -56,7 +71,7 @@ cdef inline bint earlier(Due a, Due b) noexcept nogil:
 
 @cython.final
 cdef class Simulator:
-    """Simulator(program, record, seed)\n--\n
+    """Simulator(program, record, seed, log=False)\n--\n
     Parameters
     ----------
     program : Program
@@ -64,6 +79,8 @@ cdef class Simulator:
         The first state; it is moved in place.
     seed : int
         64 bits.
+    log : bool
+        Keep a record of each operation: ``moves``.
 
     Attributes
     ----------
@@ -122,13 +139,21 @@ cdef class Simulator:
     cdef object _events
     cdef ghcb_trace_t trace
     cdef uint64_t capacity
+    # log
+    cdef readonly bint log
+    cdef object _moves
+    cdef Move *moves_
+    cdef uint64_t n_moves_max
+    cdef uint32_t *woken  # [agent]: 1 + the operation that woke it since its last one; 0: none
+    cdef uint32_t *armed_by  # [agent, slot]: the same when the delay began
 
-    def __cinit__(self, Program program not None, uint64_t[::1] record not None, uint64_t seed):
+    def __cinit__(self, Program program not None, uint64_t[::1] record not None, uint64_t seed, bint log=False):
         cdef Py_ssize_t r, i, a = 0
         self.program = program
         self.n_others = program.n_cpus(record)
         self.record = _np.asarray(record)
         self.seed = seed
+        self.log = log
         self.g = &record[0]
         self.slices = self.g + program.n_global
         roles = program.roles
@@ -170,6 +195,8 @@ cdef class Simulator:
         cdef uint64_t[::1] shadow_view = shadow
         self.shadow = &shadow_view[0]
         self._keep.append(shadow)
+        self.woken = <uint32_t *> self._array(self.n_agents if log else 0, _np.uint32)
+        self.armed_by = <uint32_t *> self._array(self.n_agents * self.slots if log else 0, _np.uint32)
         self._reserve_events(1)
         for i in range(self.n_agents):
             self.schedule(i, self.draw(1000))
@@ -290,6 +317,16 @@ cdef class Simulator:
         cdef ghcb_event_t[::1] view = events
         self.trace.events = &view[0]
         self.capacity = <uint64_t> size
+        return 0
+
+    cdef int _reserve_moves(self) except -1:
+        moves = _np.zeros(max(4096, 2 * self.n_moves_max), dtype=MOVE_DTYPE)
+        if self._moves is not None:
+            moves[: self.n_steps] = self._moves[: self.n_steps]
+        self._moves = moves
+        cdef Move[::1] view = moves
+        self.moves_ = &view[0]
+        self.n_moves_max = <uint64_t> len(moves)
         return 0
 
     # -- choices ---------------------------------------------------------------------------
@@ -419,6 +456,8 @@ cdef class Simulator:
                 while following != NONE and following // self.n_watches == agent:
                     following = self.next[following]
                 self.forget(agent)
+                if self.log:
+                    self.woken[agent] = <uint32_t> self.n_steps
                 self.schedule(agent, self.later(1 + self.draw(WAKE_NS)))
             node = following
 
@@ -515,6 +554,7 @@ cdef class Simulator:
         cdef uint64_t *armed = self.armed + agent * self.slots
         cdef Py_ssize_t other, chosen_other = NONE
         cdef const ghcb_alt_t *alt
+        cdef Move *move
         cdef bint possible
         self.forget(agent)
         if pc >= role.n_pcs:
@@ -543,6 +583,8 @@ cdef class Simulator:
                     if alt.spread:
                         delay = self.draw(2 * delay if delay >> 63 == 0 else <uint64_t> 0 - 1)
                     armed[a - first] = self.later(delay if delay + 1 == 0 else delay + 1)
+                    if self.log:
+                        self.armed_by[agent * self.slots + a - first] = self.woken[agent]
                 if self.now_ns < armed[a - first]:
                     if timer == 0 or armed[a - first] < timer:
                         timer = armed[a - first]
@@ -553,9 +595,24 @@ cdef class Simulator:
         if n_possible:
             for a in range(end - first):
                 armed[a] = 0
-            self.do(agent, chosen, own, chosen_other)
             alt = self.program.alt + chosen
+            if self.log:
+                if self.n_steps == self.n_moves_max:
+                    with gil:
+                        self._reserve_moves()
+                move = self.moves_ + self.n_steps
+                move.when, move.agent, move.alt = self.now_ns, <uint32_t> agent, chosen
+                move.first_event = <uint32_t> self.trace.n
+                move.woken_by = self.woken[agent]
+                if alt.delay_ns:
+                    move.woken_by = self.armed_by[agent * self.slots + chosen - first]
+                self.woken[agent] = 0
+            self.do(agent, chosen, own, chosen_other)
             delay = self.draw(alt.cost_ns // 4 + 1)
+            if self.log:
+                self.moves_[self.n_steps - 1].took = self.later(
+                    alt.cost_ns + delay if alt.cost_ns + delay >= delay else alt.cost_ns
+                ) - self.now_ns
             self.schedule(agent, self.later(alt.cost_ns + delay if alt.cost_ns + delay >= delay else alt.cost_ns))
             return 0
         self.watch(agent, MOVED, role.block << clib.GHCB_BLOCK_SHIFT | role.pc_word, NONE)
@@ -662,6 +719,27 @@ cdef class Simulator:
             if self.place[i] != NONE:
                 times[i] = self.heap[self.place[i]].when
         return out
+
+    def moves(self):
+        """Return the record of each operation so far, oldest first: MOVE_DTYPE (a copy).
+
+        ``when`` and ``took`` are nanoseconds; ``agent`` counts by role, then by CPU, as in ``due``;
+        ``alt`` is the alternative; ``woken_by`` is 1 + the index of the operation that ended the
+        agent's sleep, 0 if it did not sleep since its last one; ``first_event`` is the index of the
+        first of its ``events``.
+
+        Raises
+        ------
+        StateConflict
+            The simulator keeps no log, or is in use.
+        """
+        if not self.log:
+            raise _errors.StateConflict("the simulator keeps no log")
+        if self._lock.locked():
+            raise _errors.StateConflict("the simulator is in use")
+        if self._moves is None:
+            return _np.zeros(0, dtype=MOVE_DTYPE)
+        return self._moves[: self.n_steps].copy()
 
     def events(self):
         """Return what was asked of the host so far, in order: array of EVENT_DTYPE (a copy)."""
