@@ -1,5 +1,5 @@
 """The command line: ``pysev decode | trace | doctor | cache | scenarios | run | check | pages |
-firmware``.
+firmware | costs``.
 
 Exit status: 0 good, 1 a finding (a violation, malformed input that was decoded as such), 2 usage,
 bad input or output that cannot be written, 130 interrupted; what is wrong is said in one line on
@@ -90,9 +90,8 @@ def _parser() -> _Parser:
     run.add_argument("scenario", nargs="?", help="its name, or FILE.py:FLOW")
     run.add_argument("--cpus", type=_integer, metavar="N", help="default: 64, or the script's")
     run.add_argument("--replay", metavar="FILE", help="play a script of `check --save`; - is stdin")
-    where = run.add_mutually_exclusive_group()
-    where.add_argument("--memory", metavar="SIZE", help="a plain guest, e.g. 256G, 4T")
-    where.add_argument("--memmap", metavar="FILE", help="e820 lines of a dmesg; - for stdin")
+    _add_machine(run)
+    _add_costs(run)
     run.add_argument("--seed", type=_integer, default=0, metavar="N", help="chooses the order")
     run.add_argument(
         "--repeat",
@@ -147,9 +146,57 @@ def _parser() -> _Parser:
     instead = firmware.add_mutually_exclusive_group()
     instead.add_argument("--language", action="store_true", help="what a script may say")
     instead.add_argument("--checks", metavar="COMMAND", help="its checks in firmware's order")
-    for one in (decode, trace, doctor, cache, scenarios, run, check, pages, firmware):
+    costs = commands.add_parser("costs", help="how long things take in a run, and who says so")
+    costs.add_argument("--cpus", type=_integer, metavar="N", help="what N CPUs make of them")
+    _add_machine(costs)
+    _add_costs(costs)
+    for one in (decode, trace, doctor, cache, scenarios, run, check, pages, firmware, costs):
         one.add_argument("--json", action="store_true", help="machine-readable")
     return top
+
+
+def _add_machine(parser: argparse.ArgumentParser) -> None:
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--memory", metavar="SIZE", help="a plain guest, e.g. 256G, 4T")
+    where.add_argument("--memmap", metavar="FILE", help="e820 lines of a dmesg; - for stdin")
+    parser.add_argument("--grow", metavar="SIZE", help="RAM to which --memmap is grown, e.g. 16T")
+
+
+def _add_costs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--cost",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="another cost, e.g. wbinvd=2ms; `pysev costs` lists them",
+    )
+    parser.add_argument("--costs", metavar="FILE.toml", help="other costs, one a line")
+
+
+def _memory_of(arguments: argparse.Namespace) -> Any:
+    """Return the memory map that --memory and --memmap ask for, None without them."""
+    from .memmap import MemoryMap, parse_size
+    from .scaling import grow
+
+    if arguments.grow is not None and arguments.memmap is None:
+        raise _UsageError("--grow is for a --memmap; --memory says the size of a plain guest")
+    if arguments.memory is not None:
+        return MemoryMap.flat(parse_size(arguments.memory))
+    if arguments.memmap is None:
+        return None
+    if arguments.memmap == "-":
+        memory = MemoryMap.from_text(_stdin(), "standard input")
+    else:
+        memory = MemoryMap.from_file(arguments.memmap)
+    return memory if arguments.grow is None else grow(memory, parse_size(arguments.grow))
+
+
+def _costs_of(arguments: argparse.Namespace) -> dict[str, int]:
+    """Return the values that --costs and --cost give, the latter counting."""
+    from .costs import load, parse
+
+    found = {} if arguments.costs is None else load(arguments.costs)
+    return found | parse(arguments.cost)
 
 
 def _integer(text: str) -> int:
@@ -312,9 +359,40 @@ def _scenarios(arguments: argparse.Namespace) -> int:
     return GOOD
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _costs(arguments: argparse.Namespace) -> int:
+    from .costs import as_json, costs_text, using
     from .machine import Machine
-    from .memmap import MemoryMap, parse_size
+    from .scaling import scaling_json, scaling_text
+
+    memory = _memory_of(arguments)
+    n_cpus = arguments.cpus
+    machine = None
+    if memory is not None or n_cpus is not None:
+        machine = Machine.of(1 if n_cpus is None else n_cpus, memory)
+    with using(_costs_of(arguments)):
+        if arguments.json:
+            found: dict[str, Any] = {"costs": as_json()}
+            if machine is not None:
+                found["machine"] = {
+                    "cpus": machine.n_cpus,
+                    "memory_bytes": machine.layout.memmap.ram_bytes,
+                    "work": scaling_json(machine),
+                }
+            _write_json(found)
+        else:
+            sys.stdout.write(costs_text() + ("" if machine is None else scaling_text(machine)))
+    return GOOD
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from .costs import using
+
+    with using(_costs_of(arguments)):
+        return _run_once(arguments)
+
+
+def _run_once(arguments: argparse.Namespace) -> int:
+    from .machine import Machine
     from .report import run_text
     from .showing.finding import find_scenario
     from .simulate import run
@@ -331,13 +409,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.cpus is None:
         arguments.cpus = DEFAULT_RUN_CPUS
     scenario = find_scenario(arguments.scenario)
-    memory = None
-    if arguments.memory is not None:
-        memory = MemoryMap.flat(parse_size(arguments.memory))
-    elif arguments.memmap == "-":
-        memory = MemoryMap.from_text(_stdin(), "standard input")
-    elif arguments.memmap is not None:
-        memory = MemoryMap.from_file(arguments.memmap)
+    memory = _memory_of(arguments)
     n_cpus = scenario.n_cpus(arguments.cpus)
     machine = Machine.of(n_cpus, memory, jump_table=scenario.jump_table)
     if arguments.repeat < 1:
@@ -542,4 +614,5 @@ _COMMANDS = {
     "check": _check,
     "pages": _pages,
     "firmware": _firmware,
+    "costs": _costs,
 }

@@ -55,18 +55,32 @@ def _is_vmgexit(events: Events) -> Events:
 def _distinct(events: Events) -> tuple[Events, Any, Any]:
     """Return one VMGEXIT of each kind, its index among all, and how many there are."""
     vmgexits = _is_vmgexit(events)
+    order, which = _kinds(vmgexits)
+    return vmgexits, order, np.bincount(which)
+
+
+def _kinds(vmgexits: Events) -> tuple[Any, Any]:
+    """Return the first of each kind, in order, and of each VMGEXIT the number of its kind."""
     code = vmgexits["msr"] & np.uint64(lib.GHCB_MSR_INFO_MASK)
     key = np.where(code != 0, code, vmgexits["sw_exit_code"] | np.uint64(1 << 63))
-    _, first, count = np.unique(key, return_index=True, return_counts=True)
+    _, first, which = np.unique(key, return_index=True, return_inverse=True)
     order = np.argsort(first)
-    return vmgexits, first[order], count[order]
+    return first[order], np.argsort(order)[which]
 
 
-def vmgexits_by_kind(events: Events) -> dict[str, int]:
-    """Count VMGEXITs by kind, in the order in which each kind first came."""
-    vmgexits, first, count = _distinct(events)
+def vmgexits_by_kind(events: Events, times: Any = None) -> dict[str, int]:
+    """Count VMGEXITs by kind, in the order in which each kind first came.
+
+    ``times``, an int array with one element for each event, says for how many alike it stands.
+    """
+    is_vmgexit = events["call"] == lib.GHCB_CALL_VMGEXIT
+    vmgexits = events[is_vmgexit]
+    first, which = _kinds(vmgexits)
+    weights = np.ones(len(vmgexits), np.int64) if times is None else times[is_vmgexit]
+    counts = np.zeros(len(first), np.int64)
+    np.add.at(counts, which, weights)
     totals: Counter[str] = Counter()
-    for i, n in zip(first, count, strict=True):
+    for i, n in zip(first, counts, strict=True):
         totals[kind(vmgexits[i])] += int(n)
     return dict(totals)
 

@@ -7,6 +7,12 @@ operations are possible, any of them may happen; that is how races are written d
 are built from Python functions (``put``, ``add``, ``call``, ``when``, ``each``); the words of the
 field (VMGEXIT, INIT, park ...) are functions over these, see ``pysev.words``.
 
+``agent.phase("stop other CPUs")`` names the part of a program to which the labels after it
+belong; ``run`` reports when each phase began and ended, how much of it was work and how much
+waiting, and how many VMGEXITs fell into it. A bulk operation (a walk over all memory) is one
+operation whose cost ``pysev.scaling`` computes from the machine, and which stands for many
+VMGEXITs: ``times``.
+
 ``Flow.compile`` (``pysev.compiler``) makes the arrays of ``ghcbcore.machine`` of them, whose
 one ``step`` gives them their meaning. Nothing here moves a machine.
 
@@ -272,6 +278,7 @@ class Op:
     after: int = 0
     spread: bool = False
     hazard: bool = False  # what `Agent.under` put there; its last test is that memory is not intact
+    times: int = 1
 
 
 def op(
@@ -285,6 +292,7 @@ def op(
     cost: int = 100,
     after: int = 0,
     spread: bool = False,
+    times: int = 1,
 ) -> Op:
     """Write down one operation.
 
@@ -310,11 +318,16 @@ def op(
         ``check`` ignores both: there it may happen at any time. Both are below 2**63.
     spread : bool
         ``run``: the delay is drawn by the seed from [0, 2 * after).
+    times : int
+        ``run``: it stands for so many alike, and each of its VMGEXITs is counted so often; ``cost``
+        is that of all of them.
     """
     for name, value in (("cost", cost), ("after", after)):
         if not 0 <= value < 1 << 63:
             raise FlowError(f"{text!r}: {name} of {value} ns")
-    return Op(text, tuple(when), tuple(do), to, pick, asleep, cost, after, spread)
+    if not 0 <= times < 1 << 40:
+        raise FlowError(f"{text!r}: stands for {times}")
+    return Op(text, tuple(when), tuple(do), to, pick, asleep, cost, after, spread, times)
 
 
 @dataclass(frozen=True)
@@ -407,7 +420,9 @@ class Agent:
     labels: dict[str, list[Op]] = field(default_factory=dict)
     ends: set[str] = field(default_factory=set)
     only_while: tuple[Test, ...] = ()
+    phases: dict[str, str] = field(default_factory=dict)
     _hazards: tuple[Hazard, ...] = ()
+    _phase: str = ""
 
     def at(self, label: str, *ops: Op, ends: bool = False) -> None:
         """Add a label with its operations.
@@ -421,6 +436,17 @@ class Agent:
         self.labels[label] = [self._guard(o) for o in ops] + self._failures(ops)
         if ends:
             self.ends.add(label)
+        if self._phase:
+            self.phases[label] = self._phase
+
+    def phase(self, name: str) -> None:
+        """Let labels added from now on belong to a phase, for ``run``'s report; "" ends it.
+
+        A phase may be taken up again, and may hold any labels; ``phases`` has the phase of each.
+        """
+        if not name.isprintable():
+            raise FlowError(f"{self.name}: phase {name!a}")
+        self._phase = name
 
     def add(self, label: str, *ops: Op) -> None:
         """Add operations to a label that is there: what else may happen in a variant of a flow."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from . import events
+from . import costs, events
 from .checking import DEADLOCK, LIVELOCK, CheckResult
 from .flow import Flow, Property
 from .machine import Machine
@@ -76,10 +76,12 @@ def run_text(scenario: Scenario, machine: Machine, result: RunResult) -> str:
         f"{_n_cpus(machine.n_cpus)}, {_size(memory.ram_bytes)} RAM ({_printable(memory.name)}), "
         f"seed {result.seed}; {result.steps} steps, {result.modelled_seconds:.6f} s of modelled "
         f"time in {result.seconds:.2f} s\n",
+        costs.changed_text(result.costs, result.unused_costs),
         "\nwhere everything lies\n",
         *(f"  {line}\n" for line in machine.layout.as_text().splitlines()),
         "\nwhat became of the CPUs\n",
         _table((CPU_WORDS.get(name, name), str(n)) for name, n in result.cpus.items()),
+        result.analysis.as_text(),
         "\nVMGEXITs by kind\n",
         _table((name, str(n)) for name, n in result.vmgexits.items()),
         "\nthe first of each kind\n",

@@ -18,12 +18,13 @@ from ghcbcore._cffi import lib
 from ghcbcore.errors import OutOfRange
 from ghcbcore.simulator import Simulator
 
-from . import events
+from . import costs, events
 from .checking import DEADLOCK, evaluate
 from .flow import Flow
 from .frames import follow
 from .machine import Machine
 from .memory import Memory
+from .phases import Analysis, analyse, event_weights
 from .states import States
 
 __all__ = ["RunResult", "run"]
@@ -53,6 +54,12 @@ class RunResult:
         Bytes by state.
     trace : array of EVENT_DTYPE
         Everything that was asked of the host, in order.
+    analysis : Analysis
+        Where the modelled time went.
+    costs : dict of str to int
+        Costs that were not the table's, where ``run`` was called.
+    unused_costs : tuple of str
+        Those among them for which the flow did not ask when it was built there.
     """
 
     flow: str
@@ -69,6 +76,9 @@ class RunResult:
     trace: Array
     record: Array
     jump_table_page: Array | None
+    analysis: Analysis
+    costs: dict[str, int]
+    unused_costs: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
         out: dict[str, Any] = {
@@ -79,6 +89,10 @@ class RunResult:
             "vmgexits": self.vmgexits,
             "memory": self.memory,
             "modelled_seconds": self.modelled_seconds,
+            "phases": self.analysis.phases_json(),
+            "dominates": self.analysis.dominates_json(),
+            "costs": self.costs,
+            "unused_costs": list(self.unused_costs),
             "seconds": round(self.seconds, 4),
             "steps": self.steps,
             "seed": self.seed,
@@ -110,7 +124,7 @@ def run(flow: Flow, machine: Machine, seed: int = 0, *, memory: Memory | None = 
     compiled = flow.compile(machine.n_cpus)
     record = compiled.initial_record()
     states = States.of_record(compiled, record)
-    simulator = Simulator(compiled.program, record, seed)
+    simulator = Simulator(compiled.program, record, seed, log=True)
     broken: dict[str, str] = {}
     limit = MAX_STEPS + MAX_STEPS_PER_CPU * machine.n_cpus
     going = True
@@ -131,7 +145,10 @@ def run(flow: Flow, machine: Machine, seed: int = 0, *, memory: Memory | None = 
     everything = simulator.events()
     if memory is not None:
         follow(flow, machine, memory, everything, record)
-    trace = everything[everything["call"] != lib.GHCB_TRACE_FRAME]
+    moves = simulator.moves()
+    asked = everything["call"] != lib.GHCB_TRACE_FRAME
+    trace = everything[asked]
+    weights = event_weights(compiled, moves, len(everything))[asked]
     return RunResult(
         flow=flow.name,
         seed=seed,
@@ -139,7 +156,7 @@ def run(flow: Flow, machine: Machine, seed: int = 0, *, memory: Memory | None = 
         violations=tuple(broken),
         texts=tuple(text or name for name, text in broken.items()),
         cpus=_cpus(flow, states, machine.n_cpus),
-        vmgexits=events.vmgexits_by_kind(trace),
+        vmgexits=events.vmgexits_by_kind(trace, weights),
         memory=_memory(flow, states, machine),
         modelled_seconds=simulator.now_ns / 1e9,
         seconds=time.perf_counter() - began,
@@ -147,6 +164,9 @@ def run(flow: Flow, machine: Machine, seed: int = 0, *, memory: Memory | None = 
         trace=trace,
         record=record,
         jump_table_page=_page(flow, states, machine),
+        analysis=analyse(compiled, moves, everything),
+        costs=costs.changed(),
+        unused_costs=costs.unused(),
     )
 
 

@@ -157,7 +157,7 @@ class LiveMigrationReset:
             flow.globals(generation=1, ignored=0)
         flow.name_values("kernel", Kernel)
         flow.name_values("ipi", Call)
-        self.reset_cost = len(machine.layout.memmap.ram_ranges()) * costs.HYPERCALL_TO_VMM
+        self.reset_cost = len(machine.layout.memmap.ram_ranges()) * costs.HYPERCALL_USER
         self.boot = flow.agent("boot CPU")
         self.ap = flow.agent("AP", per_cpu=True)
 
@@ -229,7 +229,7 @@ class LiveMigrationReset:
                     f"hypercall: page {page} is {to.told}",
                     do=[self.tell(page, to), free],
                     to=at,
-                    cost=costs.HYPERCALL_TO_VMM,
+                    cost=costs.HYPERCALL_USER,
                 )
                 if self.d.mutes:
                     muted = op("muted: no hypercall", when=[g.muted == 1], do=[free], to=at)
@@ -305,7 +305,7 @@ class LiveMigrationReset:
                 when=[g.kernel == Kernel.NEW, cpu.ipi == Call.STOP, *muted],
                 do=[self.tell(page, to)],
                 to="still runs",
-                cost=costs.HYPERCALL_TO_VMM,
+                cost=costs.HYPERCALL_USER,
                 after=costs.DEVICE_REQUEST,
                 spread=True,
             )
@@ -390,7 +390,7 @@ class LiveMigrationReset:
         if d.generations:
             text += ", generation 2"
         tell = [*begin, self.note(OWN, SHARED), put(g.told, 1)]
-        boot.at("bss_decrypted", op(text, do=tell, cost=costs.HYPERCALL_TO_VMM))
+        boot.at("bss_decrypted", op(text, do=tell, cost=costs.HYPERCALL_USER))
         if d.switches_off:
             allow = op("MSR: migration allowed", do=[put(g.allowed, 1)], cost=costs.BOOT_TO_SMP)
             if not self.c.allows_again:

@@ -367,6 +367,7 @@ class SevEsKexec:
 
     def firmware(self) -> None:
         """The firmware tells the host where its jump table page is."""
+        self.boot.phase("boot the old kernel")
         g_set = self.ask_table(lib.GHCB_AP_JUMP_TABLE_SET, self.m.jump_table_gpa)
         text = "firmware: VMGEXIT: AP jump table, set"
         self.boot.at("firmware", op(text, do=g_set, cost=costs.VMGEXIT))
@@ -434,6 +435,7 @@ class SevEsKexec:
     def load(self) -> None:
         """kexec_file_load: refused unless the kernel supports kexec on this machine."""
         boot, g = self.boot, self.flow.g
+        boot.phase("load the new kernel")
         refused = op(
             "kexec_file_load: -ENOSYS",
             when=[g.park_code == 0] if self.v.supported == "with-park-code" else [],
@@ -451,6 +453,7 @@ class SevEsKexec:
         """machine_shutdown: REBOOT_VECTOR to all others, wait for the mask; NMI after a second."""
         boot, g, other = self.boot, self.flow.g, self.flow.other
         n_others = self.m.n_cpus - 1
+        boot.phase("stop other CPUs")
         boot.at(
             "kexec",
             op(
@@ -483,6 +486,7 @@ class SevEsKexec:
         """Ask each AP through the mailbox whether it has arrived in the firmware's loop."""
         boot, g, other = self.boot, self.flow.g, self.flow.other
         self.flow.globals(untested=self.m.n_cpus - 1)
+        boot.phase("test the mailbox")
         boot.at(
             "test",
             op(
@@ -506,6 +510,7 @@ class SevEsKexec:
     def crash(self) -> None:
         """panic: NMI to all others, wait a second at most, jump to the crash kernel."""
         boot, g, other = self.boot, self.flow.g, self.flow.other
+        boot.phase("stop other CPUs")
         boot.at(
             "panic",
             op(
@@ -523,6 +528,7 @@ class SevEsKexec:
                 after=costs.CRASH_TIMEOUT,
             ),
         )
+        boot.phase("boot the crash kernel")
         boot.at(
             "relocate",
             op(
@@ -536,6 +542,7 @@ class SevEsKexec:
     def relocate(self) -> None:
         flow, boot, g = self.flow, self.boot, self.flow.g
         flow.globals(untried=self.m.n_cpus - 1, given_up=0)
+        boot.phase("relocate")
         boot.at(
             "relocate",
             op(
@@ -544,6 +551,7 @@ class SevEsKexec:
                 cost=costs.RELOCATE,
             ),
         )
+        boot.phase("boot the new kernel")
         boot.at(
             "boot",
             op(
@@ -570,6 +578,7 @@ class SevEsKexec:
         book = [put(other.bring_up, BringUp.UP), add(g.untried, -1)]
         waking = other.bring_up == BringUp.WAKING
         finished = op("smp: all CPUs tried", when=[g.untried == 0], to="up")
+        boot.phase("bring up other CPUs")
         arrived = op(
             "a CPU is up", pick=True, when=[waking, other.times_up != 0], do=book, to="next"
         )

@@ -387,7 +387,7 @@ class SnpGuestKexec:
         n_leaves = self.m.layout.memmap.ram_bytes // (PAGES_2M * lib.GHCB_PAGE_SIZE)
         n_shared = self.m.layout[Part.SWIOTLB].size_bytes // (PAGES_2M * lib.GHCB_PAGE_SIZE)
         cost = n_leaves * costs.LEAF_LOOKUP
-        cost += n_shared * (self.m.n_cpus * costs.GHCB_COMPARISON + costs.VMGEXIT + costs.PVALIDATE)
+        cost += n_shared * (self.m.n_cpus * costs.GHCB_COMPARE + costs.VMGEXIT + costs.PVALIDATE)
         if self.v.strict:
             self.unshare("F2", "page below the GHCBs", self.below, cost)
         else:
