@@ -1,5 +1,5 @@
 """The command line: ``pysev decode | trace | doctor | cache | scenarios | run | check | pages |
-firmware | costs``.
+firmware | costs | sweep``.
 
 Exit status: 0 good, 1 a finding (a violation, malformed input that was decoded as such), 2 usage,
 bad input or output that cannot be written, 130 interrupted; what is wrong is said in one line on
@@ -150,7 +150,29 @@ def _parser() -> _Parser:
     costs.add_argument("--cpus", type=_integer, metavar="N", help="what N CPUs make of them")
     _add_machine(costs)
     _add_costs(costs)
-    for one in (decode, trace, doctor, cache, scenarios, run, check, pages, firmware, costs):
+    sweep = commands.add_parser("sweep", help="run a scenario on many machines, into one table")
+    sweep.add_argument("scenario")
+    grid = "a list, ranges that double (2..4096), or by a factor (*4) or a step (+8)"
+    sweep.add_argument("--cpus", default="2..4096", metavar="GRID", help=grid)
+    sweep.add_argument("--memory", default="4G", metavar="GRID", help="the same, as in 1G..16T*4")
+    sweep.add_argument(
+        "--memmap", metavar="FILE", help="e820 lines: a map that is grown to each size"
+    )
+    sweep.add_argument(
+        "--seeds", type=_integer, default=1, metavar="N", help="N runs of each machine"
+    )
+    sweep.add_argument("--seed", type=_integer, default=0, metavar="N", help="the first of them")
+    sweep.add_argument(
+        "--workers", type=_integer, metavar="N", help="processes; all CPUs' by default"
+    )
+    sweep.add_argument(
+        "--out",
+        metavar="FILE",
+        help="one row a run, .csv or .parquet; goes on where it was stopped",
+    )
+    sweep.add_argument("--plot", metavar="FILE", help="time against CPUs, as .png or .svg")
+    _add_costs(sweep)
+    for one in (decode, trace, doctor, cache, scenarios, run, check, pages, firmware, costs, sweep):
         one.add_argument("--json", action="store_true", help="machine-readable")
     return top
 
@@ -384,6 +406,39 @@ def _costs(arguments: argparse.Namespace) -> int:
     return GOOD
 
 
+def _sweep(arguments: argparse.Namespace) -> int:
+    from .memmap import MemoryMap
+    from .sweep import Plan, parse_counts, parse_sizes
+    from .sweep.command import main_sweep
+    from .sweep.work import default_workers
+    from .trace.export import refuse_same_place
+
+    a = arguments
+    memmap = None
+    if a.memmap == "-":
+        memmap = MemoryMap.from_text(_stdin(), "standard input")
+    elif a.memmap is not None:
+        memmap = MemoryMap.from_file(a.memmap)
+    refuse_same_place("sweep", [path for path in (a.out, a.plot) if path is not None], a.memmap)
+    plan = Plan(
+        a.scenario,
+        parse_counts(a.cpus),
+        parse_sizes(a.memory),
+        a.seed,
+        a.seeds,
+        memmap,
+        _costs_of(a),
+    )
+    return main_sweep(
+        plan,
+        n_workers=default_workers() if a.workers is None else a.workers,
+        out=a.out,
+        plot=a.plot,
+        json=a.json,
+        stderr=sys.stderr,
+    )
+
+
 def _run(arguments: argparse.Namespace) -> int:
     from .costs import using
 
@@ -615,4 +670,5 @@ _COMMANDS = {
     "pages": _pages,
     "firmware": _firmware,
     "costs": _costs,
+    "sweep": _sweep,
 }

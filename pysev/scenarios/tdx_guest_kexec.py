@@ -224,7 +224,7 @@ _add(
     ),
     "holds",
     "",
-    "whatever half was done, the PTE says shared and the walk finds the page; the accounting is off",
+    "whatever half was done, the PTE says shared and the walk finds the page; the count is off",
     f"{DERIVED}: the mirrored order",
 )
 _add(
