@@ -299,7 +299,8 @@ cdef class Explorer:
         cdef uint64_t *expected = memory + self.n_lines
         cdef uint64_t *words = expected + self.n_lines
         cdef clib.ghcb_line_t at = clib.ghcb_line_t(
-            words + op.line * self.n_cpus, self.n_cpus, 1, memory + op.line, self.coherent
+            words + op.line * self.n_cpus, words + op.line * self.n_cpus + 1, 1, self.n_cpus,
+            memory + op.line, self.coherent,
         )
         cdef uint64_t value = op.value
         cdef Py_ssize_t line

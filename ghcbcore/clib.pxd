@@ -1166,9 +1166,10 @@ cdef extern from "ghcbcore/cacheline.h" nogil:
         uint32_t value
 
     ctypedef struct ghcb_line_t:
-        uint64_t *words
-        uint64_t n_cpus
+        uint64_t *first
+        uint64_t *others
         uint64_t stride
+        uint64_t n_cpus
         uint64_t *memory
         uint64_t coherent
 

@@ -57,9 +57,10 @@
 
 /* Where the words of one line are, in whatever record. */
 typedef struct {
-	uint64_t *words;   /* of the first CPU; that of CPU i is words[i * stride] */
-	uint64_t n_cpus;
+	uint64_t *first;   /* of CPU 0 */
+	uint64_t *others;  /* of CPU 1 and on: that of CPU i is others[(i - 1) * stride] */
 	uint64_t stride;
+	uint64_t n_cpus;
 	uint64_t *memory;  /* the memory word */
 	uint64_t coherent; /* 1: the processor reports SME_COHERENT */
 } ghcb_line_t;
@@ -284,13 +285,18 @@ static inline void ghcb_line_evict(uint64_t *word, uint64_t slot, uint64_t *memo
 
 /* --- what CPUs ask for ------------------------------------------------------------------------ */
 
+static inline uint64_t *ghcb_line_word(const ghcb_line_t *at, uint64_t cpu)
+{
+	return cpu ? at->others + (cpu - 1) * at->stride : at->first;
+}
+
 /* SME_COHERENT: before a request in one domain, all others leave all caches. */
 static inline void ghcb_line_expel(const ghcb_line_t *at, uint64_t slot)
 {
 	uint64_t i, *word, rest;
 
 	for (i = 0; i < at->n_cpus; i++) {
-		word = at->words + i * at->stride;
+		word = ghcb_line_word(at, i);
 		for (rest = *word; rest; rest >>= GHCB_CELL_BITS)
 			if (ghcb_cell_slot(rest) != slot)
 				ghcb_line_evict(word, ghcb_cell_slot(rest), at->memory);
@@ -303,17 +309,18 @@ static inline void ghcb_line_expel(const ghcb_line_t *at, uint64_t slot)
 static inline int ghcb_line_load(const ghcb_line_t *at, uint64_t cpu, uint64_t slot,
 				 uint64_t *value)
 {
-	uint64_t i, cell, word, *own = at->words + cpu * at->stride;
+	uint64_t i, cell, word, *own;
 	int status;
 
 	if (cpu >= at->n_cpus || slot >= GHCB_KEY_N_SLOTS)
 		return GHCB_E_OUT_OF_RANGE;
+	own = ghcb_line_word(at, cpu);
 	if (at->coherent)
 		ghcb_line_expel(at, slot);
 	cell = ghcb_line_find(*own, slot);
 	if (!cell) {
 		for (i = 0; i < at->n_cpus && !cell; i++)
-			cell = ghcb_line_find(at->words[i * at->stride], slot);
+			cell = ghcb_line_find(*ghcb_line_word(at, i), slot);
 		if (cell)
 			cell &= ~(uint64_t)GHCB_CELL_DIRTY;
 		else
@@ -331,19 +338,22 @@ static inline int ghcb_line_load(const ghcb_line_t *at, uint64_t cpu, uint64_t s
 static inline int ghcb_line_store(const ghcb_line_t *at, uint64_t cpu, uint64_t slot,
 				  uint64_t value)
 {
-	uint64_t i, word, *own = at->words + cpu * at->stride;
+	uint64_t i, word, *each, *own;
 	int status;
 
 	if (cpu >= at->n_cpus || slot >= GHCB_KEY_N_SLOTS || value == GHCB_LINE_NOISE ||
 	    value >= GHCB_LINE_N_VALUES)
 		return GHCB_E_OUT_OF_RANGE;
+	own = ghcb_line_word(at, cpu);
 	if (at->coherent)
 		ghcb_line_expel(at, slot);
 	status = ghcb_line_put(*own, ghcb_cell(slot, value) | GHCB_CELL_DIRTY, &word);
 	if (status != GHCB_OK)
 		return status;
-	for (i = 0; i < at->n_cpus; i++)
-		at->words[i * at->stride] = ghcb_line_drop(at->words[i * at->stride], slot);
+	for (i = 0; i < at->n_cpus; i++) {
+		each = ghcb_line_word(at, i);
+		*each = ghcb_line_drop(*each, slot);
+	}
 	*own = word;
 	return GHCB_OK;
 }
@@ -358,7 +368,7 @@ static inline int ghcb_line_clflush(const ghcb_line_t *at, uint64_t slot)
 	if (at->coherent)
 		ghcb_line_expel(at, slot);
 	for (i = 0; i < at->n_cpus; i++)
-		ghcb_line_evict(at->words + i * at->stride, slot, at->memory);
+		ghcb_line_evict(ghcb_line_word(at, i), slot, at->memory);
 	return GHCB_OK;
 }
 

@@ -127,7 +127,7 @@ def test_a_path_leads_to_its_result_when_the_rules_are_applied_one_by_one(blocks
 def replay(event, words, memory, value):
     kind, _, cpu, line, slot, what = event
     own, at = words + line * CPUS, memory + line
-    one = ffi.new("ghcb_line_t *", (own, CPUS, 1, at, 0))
+    one = ffi.new("ghcb_line_t *", (own, own + 1, 1, CPUS, at, 0))
     if kind == lib.GHCB_CACHE_LOAD:
         assert lib.ghcb_line_load(one, cpu, slot, value) == lib.GHCB_OK
         assert value[0] == what

@@ -18,7 +18,8 @@ class Line:
         self.stride = stride
         self.words = ffi.new("uint64_t[]", n_cpus * stride)
         self.memory = ffi.new("uint64_t *", lib.ghcb_cell(PLAIN, 1))
-        self.at = ffi.new("ghcb_line_t *", (self.words, n_cpus, stride, self.memory, coherent))
+        where = (self.words, self.words + stride, stride, n_cpus, self.memory, coherent)
+        self.at = ffi.new("ghcb_line_t *", where)
         self.value = ffi.new("uint64_t *")
 
     def word(self, cpu):
