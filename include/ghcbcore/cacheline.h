@@ -35,6 +35,7 @@
 #include <stdint.h>
 
 #include <ghcbcore/keyslot.h>
+#include <ghcbcore/reach.h>
 #include <ghcbcore/status.h>
 
 /* cffi: begin */
@@ -108,6 +109,15 @@ static void ghcb_line_invd(uint64_t *word);
 #define GHCB_CACHE_CLEAN 33 /* writes a dirty line back and keeps it: the work of WBNOINVD */
 #define GHCB_CACHE_FORGET 34 /* drops a clean line */
 #define GHCB_CACHE_DRAIN 35 /* a queued write reaches memory */
+
+/* A line in a record (`reach.h`): the CPU's word; once, the memory word. */
+#define GHCB_LINE_OF_CPU 1
+#define GHCB_LINE_ONCE 1
+/* ghcb_place_t.options */
+#define GHCB_LINE_COHERENT 1 /* the processor reports SME_COHERENT */
+#define GHCB_LINE_QUEUES 2   /* writes stay in the fabric until DRAIN or DF_FLUSH */
+/* The result of what is no operation on a line; nothing has changed. */
+#define GHCB_LINE_REFUSED 0x100
 /* cffi: end */
 
 _Static_assert(GHCB_LINE_BYTES == 1 << GHCB_LINE_SHIFT, "bytes of a line");
@@ -408,6 +418,83 @@ static inline void ghcb_line_wbinvd(uint64_t *word, uint64_t last, uint64_t *mem
 static inline void ghcb_line_invd(uint64_t *word)
 {
 	*word = 0;
+}
+
+/* --- lines of a record ------------------------------------------------------------------------ */
+
+/* What is done to all copies of a line: needs every CPU's word. */
+static inline uint64_t ghcb_line_reach_all(const ghcb_line_t *line, uint64_t cpu,
+					   const ghcb_reach_op_t *op, uint64_t value)
+{
+	uint64_t slot = op->arg[0], got = 0;
+	int status = GHCB_E_OUT_OF_RANGE;
+
+	if (op->code == GHCB_CACHE_LOAD)
+		status = ghcb_line_load(line, cpu, slot, &got);
+	else if (op->code == GHCB_CACHE_STORE)
+		status = ghcb_line_store(line, cpu, slot, value);
+	else if (op->code == GHCB_CACHE_CLFLUSH)
+		status = ghcb_line_clflush(line, slot);
+	else if (op->code == GHCB_CACHE_PAGE_FLUSH)
+		status = ghcb_line_page_flush(line, slot);
+	return status == GHCB_OK ? got : GHCB_LINE_REFUSED;
+}
+
+/* Carry out one operation, GHCB_CACHE_*, on a line of a record. arg[0] is a slot: that of the access,
+ * of the copy that hardware writes back or drops, of the new key, or of the copy that WBINVD and
+ * WBNOINVD write back last. `value` is what is stored. Local is whatever has to do with copies of the
+ * acting CPU or with memory alone. Returns the value that was loaded, else 0.
+ */
+static inline uint64_t ghcb_line_reach(const ghcb_reach_t *at, const ghcb_reach_op_t *op,
+				       uint64_t value)
+{
+	uint64_t *memory = at->words + GHCB_LINE_OF_CPU, slot = op->arg[0], cpu = 0, result = 0;
+	ghcb_line_t line = {
+		.first = at->words,
+		.others = at->others,
+		.stride = at->stride,
+		.n_cpus = at->n_others + 1,
+		.memory = memory,
+		.coherent = (at->place->options & GHCB_LINE_COHERENT) != 0,
+	};
+
+	if (at->place->n_slice < GHCB_LINE_OF_CPU ||
+	    at->place->n_words < GHCB_LINE_OF_CPU + GHCB_LINE_ONCE || slot >= GHCB_KEY_N_SLOTS)
+		return GHCB_LINE_REFUSED;
+	switch (op->code) {
+	case GHCB_CACHE_EVICT:
+	case GHCB_CACHE_FORGET: /* a clean copy has nothing to write back */
+		ghcb_line_evict(at->own, slot, memory);
+		break;
+	case GHCB_CACHE_CLEAN:
+		ghcb_line_write_back(at->own, slot, memory);
+		break;
+	case GHCB_CACHE_WBINVD:
+		ghcb_line_wbinvd(at->own, slot, memory);
+		break;
+	case GHCB_CACHE_WBNOINVD:
+		ghcb_line_wbnoinvd(at->own, slot, memory);
+		break;
+	case GHCB_CACHE_INVD:
+		ghcb_line_invd(at->own);
+		break;
+	case GHCB_CACHE_REKEY:
+		*memory = ghcb_memory_rekey(*memory, slot);
+		break;
+	case GHCB_CACHE_DF_FLUSH:
+	case GHCB_CACHE_DRAIN:
+		*memory = ghcb_memory_drain(*memory);
+		break;
+	default:
+		if (op->local) /* without the others' words a load or store could not be right */
+			return GHCB_LINE_REFUSED;
+		if (at->own != at->words)
+			cpu = (uint64_t)(at->own - at->others) / at->stride + 1;
+		result = ghcb_line_reach_all(&line, cpu, op, value);
+	}
+	if (!(at->place->options & GHCB_LINE_QUEUES))
+		*memory = ghcb_memory_drain(*memory);
+	return result;
 }
 
 #endif

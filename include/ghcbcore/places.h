@@ -2,6 +2,7 @@
 #ifndef GHCBCORE_PLACES_H
 #define GHCBCORE_PLACES_H
 
+#include <ghcbcore/cacheline.h>
 #include <ghcbcore/firmware_reach.h>
 #include <ghcbcore/machine.h>
 #include <ghcbcore/reach.h>
@@ -40,6 +41,8 @@ static inline uint64_t ghcb_places_carry_out(
         at.n_others = from->n_slices;
     }
     switch (place->kind) {
+    case GHCB_PLACE_LINE:
+        return ghcb_line_reach(&at, op, value);
     case GHCB_PLACE_FIRMWARE:
         return ghcb_firmware_reach(&at, op, value);
     default: /* a program with another kind is refused when it is made */
