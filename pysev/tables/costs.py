@@ -248,6 +248,14 @@ ROWS: Final = (
         high=10 * MS,
     ),
     Cost(
+        "eviction",
+        "mean time until a cache makes room and writes a dirty line back",
+        NONE,
+        "assumption",
+        5 * MS,
+    ),
+    Cost("seamcall", "into the TDX module and back, as a world switch", NONE, "assumption", 2 * US),
+    Cost(
         "wbinvd_serial",
         "part of a WBINVD that CPUs can do only one after the other, by the width of the memory",
         f"{NONE}; worse when several CPUs issue it together (same series)",
