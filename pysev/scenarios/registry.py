@@ -88,6 +88,7 @@ FAMILIES = (
     "snp_guest_bugs",
     "tdx_guest_kexec",
     "live_migration_reset",
+    "host_cache_flush",
 )
 """The modules that register scenarios, in the order in which these are listed."""
 
