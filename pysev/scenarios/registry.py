@@ -89,7 +89,7 @@ FAMILIES = {
     "live-migration-reset": ("live_migration_reset",),
     "host-cache-flush": ("host_cache_flush",),
 }
-"""The modules that register the scenarios of each family, in the order in which these are listed."""
+"""The modules that register the scenarios of each family, families in the order of a list."""
 
 _SCENARIOS: dict[str, Scenario] = {}
 
