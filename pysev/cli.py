@@ -1,5 +1,5 @@
-"""The command line: ``pysev decode | trace | doctor | cache | scenarios | run | check | pages |
-firmware | costs | sweep``.
+"""The command line: ``pysev decode | trace | doctor | cache | scenarios | run | check | graph |
+pages | firmware | costs | sweep``.
 
 Exit status: 0 good, 1 a finding (a violation, malformed input that was decoded as such), 2 usage,
 bad input or output that cannot be written, 130 interrupted; what is wrong is said in one line on
@@ -120,6 +120,12 @@ def _parser() -> _Parser:
     check.add_argument("--max-memory", default="8G", metavar="SIZE", help="bound for the states")
     check.add_argument("--seconds", type=float, metavar="S", help="bound on the time")
     check.add_argument("--no-symmetry", action="store_true", help="count every CPU as different")
+    graph = commands.add_parser("graph", help="the flow of a scenario, as pseudocode or a picture")
+    graph.add_argument("scenario", help="its name, or FILE.py:FLOW")
+    graph.add_argument("--cpus", type=_integer, default=4, metavar="N")
+    graph.add_argument("--mermaid", metavar="OUT", help="as a Mermaid flowchart; - for stdout")
+    graph.add_argument("--svg", metavar="OUT", help="as a picture")
+    graph.add_argument("--dot", metavar="OUT", help="in the language of Graphviz")
     pages = commands.add_parser("pages", help="who thinks what about each page: run a script")
     pages.add_argument("file", nargs="?", metavar="FILE", help="a script; - for stdin")
     what = pages.add_mutually_exclusive_group()
@@ -172,7 +178,9 @@ def _parser() -> _Parser:
     )
     sweep.add_argument("--plot", metavar="FILE", help="time against CPUs, as .png or .svg")
     _add_costs(sweep)
-    for one in (decode, trace, doctor, cache, scenarios, run, check, pages, firmware, costs, sweep):
+    for one in (decode, trace, doctor, cache, scenarios, run, check, graph, pages, firmware):
+        one.add_argument("--json", action="store_true", help="machine-readable")
+    for one in (costs, sweep):
         one.add_argument("--json", action="store_true", help="machine-readable")
     return top
 
@@ -575,6 +583,15 @@ def _check(arguments: argparse.Namespace) -> int:
     return GOOD if results[0]["verdict"] == "holds" else FINDING
 
 
+def _graph(arguments: argparse.Namespace) -> int:
+    from .showing.graphcommand import main_graph
+
+    a = arguments
+    return main_graph(
+        a.scenario, n_cpus=a.cpus, json=a.json, mermaid=a.mermaid, svg=a.svg, dot=a.dot
+    )
+
+
 def _pages(arguments: argparse.Namespace) -> int:
     from .memmap import MemoryMap
     from .memory.command import examples_text, language_text, main_pages
@@ -667,6 +684,7 @@ _COMMANDS = {
     "scenarios": _scenarios,
     "run": _run,
     "check": _check,
+    "graph": _graph,
     "pages": _pages,
     "firmware": _firmware,
     "costs": _costs,

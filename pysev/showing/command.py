@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as _json
 import os
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
@@ -25,7 +26,7 @@ from .replay import Replay, replay
 from .script import MAX_SCRIPT_BYTES, BadScript, Script, read_script, script_text
 from .sequence import mermaid_sequence
 from .story import play
-from .timeline import timeline
+from .timeline import WIDTH, timeline
 
 __all__ = ["main_replay", "refuse_outputs", "replay_text", "write_counterexample", "write_text"]
 
@@ -207,10 +208,11 @@ def replay_text(scenario: Scenario, result: Replay) -> str:
     """The report of a replay: the timeline with every change, and what broke when."""
     story = result.story
     n = len(story.moments)
+    head = f"{scenario.name}, {story.n_cpus} CPU{'s' * (story.n_cpus != 1)}: {scenario.summary}"
     parts = [
-        f"{scenario.name}, {story.n_cpus} CPU{'s' * (story.n_cpus != 1)}: {scenario.summary}\n",
+        f"{textwrap.fill(head, WIDTH)}\n",
         f"{result.script.name}: {n} step{'s' * (n != 1)}, "
-        f"{result.modelled_seconds:.6f} s of modelled time\n\n",
+        f"{result.modelled_seconds:.7f} s of modelled time\n\n",
         timeline(story, result.marks(), everything=True),
     ]
     kinds = events.vmgexits_by_kind(result.trace)
@@ -220,8 +222,8 @@ def replay_text(scenario: Scenario, result: Replay) -> str:
     if not result.broken:
         parts.append("\nwhat could happen next\n")
         parts += [f"  {line}\n" for line in result.possible or ("nothing",)]
-    parts.append(f"\nverdict: {_sentence(result)}\n")
-    return "".join(parts)
+    verdict = textwrap.fill(f"verdict: {_sentence(result)}", WIDTH, break_on_hyphens=False)
+    return "".join([*parts, f"\n{verdict}\n"])
 
 
 def _sentence(result: Replay) -> str:

@@ -1,7 +1,8 @@
 """What a command's SCENARIO names: one of the library, or a flow of one's own, ``FILE.py:NAME``.
 
 In a file, NAME is a ``Flow``, a ``Scenario``, or a function that returns a ``Flow`` and takes
-nothing or the ``Machine``. Nothing is expected of a flow of one's own, and there is no source.
+nothing, or ``machine``, a ``Machine``. Nothing is expected of a flow of one's own, and it has no
+source.
 """
 
 from __future__ import annotations
@@ -85,9 +86,9 @@ def _builder(text: str, one: Any) -> Callable[[Machine], Flow]:
         raise BadFlow(f"{text}: {error}") from error
     rest = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     needed = [p for p in parameters if p.default is p.empty and p.kind not in rest]
-    if len(needed) > 1 or any(p.kind is p.KEYWORD_ONLY for p in needed):
+    if len(needed) > 1 or any(p.name != "machine" for p in needed):
         names = ", ".join(p.name for p in needed)
-        raise BadFlow(f"{text}: takes {names}; it may take nothing, or the machine")
+        raise BadFlow(f"{text}: takes {names}; it may take nothing, or `machine`")
 
     def build(machine: Machine) -> Flow:
         try:

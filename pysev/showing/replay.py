@@ -22,7 +22,7 @@ from ghcbcore.simulator import EVENT_DTYPE
 from .. import events
 from ..checking import DEADLOCK, LIVELOCK, evaluate
 from ..compiler import Compiled
-from ..flow import Flow, Property
+from ..flow import Agent, Flow, Property
 from ..states import States
 from . import terms
 from .script import BadScript, Script, StepLine, named_moves
@@ -128,8 +128,8 @@ def replay(flow: Flow, script: Script, properties: Sequence[Property] = ()) -> R
     compiled = flow.compile(script.n_cpus)
     everything = [*flow.properties, *properties]
     texts = {p.name: p.text for p in everything}
-    texts[DEADLOCK] = "nothing happens any more, and not everybody may rest"
-    texts[LIVELOCK] = "no order of events leads to an end from here"
+    texts[DEADLOCK] = "where nothing happens any more, everybody may rest"
+    texts[LIVELOCK] = "whatever has happened, some order of events still leads to an end"
     if script.expected is not None and script.expected[1] not in ("", *texts):
         _, name, at = script.expected
         raise BadScript(f"{script.name}:{at}: no property {name!r} (--property adds some)")
@@ -269,15 +269,16 @@ def _why_not(compiled: Compiled, record: Array, text: str) -> str:
         if found is None:
             continue
         if agent.per_cpu and not 1 <= int(found[1]) <= compiled.n_others:
-            return f"{found[0][:-1]}: there are {_range(name, compiled.n_others)}"
+            there = "there is" if compiled.n_others == 1 else "there are"
+            return f"{found[0][:-1]}: {there} {_range(name, compiled.n_others)}"
         op = re.sub(r" \[\d+\]$| \(CPU \d+\)( \[\d+\])?$", "", text[found.end() :].strip())
         known = sorted({terms.one_line(o.text) for ops in agent.labels.values() for o in ops})
         if op not in known:
             near = difflib.get_close_matches(op, known, 1, 0.4)
             hint = f", the nearest is {near[0]!r}" if near else ""
             return f"{found[0][:-1]} has no operation {op[:80]!r}{hint}"
-        base = compiled.program.n_global + (int(found[1]) - 1) * compiled.program.n_slice
-        pc = int(record[(base if agent.per_cpu else 0) + agent.pc.index])
+        own = int(found[1]) - 1 if agent.per_cpu else None
+        pc = _position(compiled, record, agent, own)
         return f"{text[:120]!r} is not possible: {found[0][:-1]} is at {list(agent.labels)[pc]!r}"
     names = [
         _range(terms.one_line(a.name), compiled.n_others) if a.per_cpu else terms.one_line(a.name)
@@ -285,6 +286,12 @@ def _why_not(compiled: Compiled, record: Array, text: str) -> str:
         if not a.per_cpu or compiled.n_others
     ]
     return f"{text[:80]!r}: no agent of this flow; it has {', '.join(names)}"
+
+
+def _position(compiled: Compiled, record: Array, agent: Agent, own: int | None) -> int:
+    program = compiled.program
+    base = 0 if own is None else program.n_global + own * program.n_slice
+    return int(record[base + agent.pc.index])
 
 
 def _range(name: str, n: int) -> str:

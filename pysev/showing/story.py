@@ -130,7 +130,9 @@ class Story:
         if number + 1 == len(self.moments):
             return list(moment.changes)
         later = self.read_later[number]
-        return [c for c in moment.changes if c.is_named or c.place in later]
+        # what was done to several CPUs is shown of all of them, though only one acts on it yet
+        words = {(c.cpu > 0, c.word, c.new) for c in moment.changes if c.place in later}
+        return [c for c in moment.changes if c.is_named or (c.cpu > 0, c.word, c.new) in words]
 
 
 def play(compiled: Compiled, moves: Iterable[Move]) -> Story:

@@ -85,7 +85,7 @@ def _effect(flow: Flow, e: Effect, words: set[str]) -> Iterator[str]:
     elif e.opcode == lib.GHCB_OP_EACH:
         body = effects_text(flow, e.body, words)
         if body:
-            yield f"every CPU but the boot CPU: {', '.join(body)}"
+            yield f"every other CPU: {', '.join(body)}"
     elif e.target is not None and place_name(e.target) in words and e.frame is None:
         yield from _assignment(flow, e, e.target)
 
