@@ -97,6 +97,8 @@ class Condition:
         runtime services to ask.
     interrupted : bool
         The reboot notifier's call can interrupt a conversion between its two steps.
+    unplug : bool
+        No kexec at all: one CPU is taken offline.
     """
 
     device: bool = False
@@ -104,6 +106,7 @@ class Condition:
     crash: bool = False
     efi: bool = False
     interrupted: bool = False
+    unplug: bool = False
 
     @property
     def allows_again(self) -> bool:
@@ -283,13 +286,14 @@ class LiveMigrationReset:
             done = [put(cpu.ipi, Call.NONE), add(g.waiting, -1)]
             if not self.c.device:
                 done.append(put(cpu.down, 1))
-            asked = self.teardown("reboot notifier", False, *done, to=".")
+            who = "cpu_down" if self.c.unplug else "reboot notifier"
+            asked = self.teardown(who, False, *done, to=".")
             ops.append(asked)
             if self.c.interrupted:
                 interrupts.append(asked)
         if self.c.straggler:
             ops += self.late_calls()
-        ap.at(serves, *ops, ends=self.c.straggler)
+        ap.at(serves, *ops, ends=self.c.straggler or self.c.unplug)
         self.announcements(ap, serves, *interrupts)
         ap.at("stopped", ends=True)
         if self.c.straggler:
@@ -339,6 +343,23 @@ class LiveMigrationReset:
             at = "devices still live"
             boot.at(at, shut, *self.requests([g.devices == 1], at))
             self.announcements(boot, at)
+
+    def take_offline(self) -> None:
+        """cpu_down of any one CPU: its PV teardown is that of a shutdown."""
+        boot, g, other = self.boot, self.flow.g, self.flow.other
+        boot.at(
+            "in use",
+            op(
+                "cpu_down of another CPU",
+                pick=True,
+                do=[put(g.waiting, 1), put(other.ipi, Call.TEARDOWN)],
+                after=BUSY,
+                to="unplug",
+            ),
+            ends=True,
+        )
+        boot.at("unplug", op("the CPU has torn down: offline", when=[g.waiting == 0]))
+        boot.at("up", ends=True)
 
     def panic(self) -> None:
         teardown = self.teardown("panic: crashing CPU", True, to="stop")
@@ -403,6 +424,9 @@ class LiveMigrationReset:
 
     def build(self) -> Flow:
         self.aps()
+        if self.c.unplug:
+            self.take_offline()
+            return self.flow
         if self.c.crash:
             self.panic()
         else:

@@ -22,12 +22,13 @@ from ..machine import Machine
 from ..states import States
 from .registry import Scenario, register
 
-__all__ = ["ALLOWED_AGAIN", "M_SAFE", "STAYS_OFF"]
+__all__ = ["ALLOWED_AGAIN", "M_SAFE", "STAYS_ALLOWED", "STAYS_OFF"]
 
 # -- properties --------------------------------------------------------------------------------
 
 M_SAFE = "M-SAFE: migration reads every page as it is"
 ALLOWED_AGAIN = "migration is allowed in the end"
+STAYS_ALLOWED = "migration stays allowed while the guest is in use"
 STAYS_OFF = "migration stays off"
 
 
@@ -68,6 +69,16 @@ def _build(design: Design, condition: Condition, name: str) -> Callable[[Machine
             partial(_m_safe, pages=made.pages, strict=strict),
             "while migration is allowed, the hypervisor's list is the guest's page table",
         )
+        flow.count_cpus("stopped", lambda s: s.at("AP", "stopped"))
+        if condition.unplug:
+            flow.always(
+                STAYS_ALLOWED,
+                lambda s: ~s.at("boot CPU", "up") | (s.g.allowed == 1),
+                "with one CPU less the guest can still be migrated",
+            )
+            if machine.n_cpus > 1:
+                flow.sometimes("a CPU is taken offline", lambda s: s.at("boot CPU", "unplug"))
+            return flow
         off = design.switches_off and not condition.allows_again
         flow.at_end(
             STAYS_OFF if off else ALLOWED_AGAIN,
@@ -82,7 +93,6 @@ def _build(design: Design, condition: Condition, name: str) -> Callable[[Machine
                 flow.sometimes(
                     "a call of the old generation is dropped", lambda s: s.g.ignored == 1
                 )
-        flow.count_cpus("stopped", lambda s: s.at("AP", "stopped"))
         return flow
 
     return build
@@ -122,6 +132,7 @@ class Row:
     story: str
     source: str
     from_cpus: int = 2
+    because: str = M_SAFE
 
 
 @dataclass(frozen=True)
@@ -141,6 +152,7 @@ TITLES = {
     "+straggler": "; one CPU does not stop and still converts pages under the new kernel",
     "+crash": "; a crash instead of a kexec",
     "+crash-efi": "; a crash, and a crash kernel without EFI runtime services",
+    "+hot-unplug": "; no kexec, but one CPU is taken offline",
     "+interrupted": "; teardown may interrupt a conversion",
 }
 
@@ -151,7 +163,7 @@ def _add(family: Family, row: Row) -> None:
     assumes = list(family.assumes)
     if not (c.interrupted or c.crash):
         assumes.append(OWN_PACE)
-    if not d.switches_off:
+    if not d.switches_off and not c.unplug:
         assumes.append(ON_THE_WAY)
     if c.crash:
         assumes.append(VMCORE)
@@ -164,7 +176,7 @@ def _add(family: Family, row: Row) -> None:
             name,
             family.summary + TITLES[row.suffix],
             row.expected,
-            M_SAFE if row.expected == "violated" else "",
+            row.because if row.expected == "violated" else "",
             row.story,
             row.source,
             _build(d, c, name),
@@ -447,6 +459,15 @@ FAMILIES = (
                 INTERRUPTED,
                 "it does not matter when the old kernel made its last call",
                 f"derived from {MERGED}",
+            ),
+            Row(
+                "+hot-unplug",
+                Condition(unplug=True),
+                "violated",
+                "PV teardown of the one CPU switches migration off for the VM; nothing allows it "
+                "again before the next boot",
+                f"derived from {MERGED}",
+                because=STAYS_ALLOWED,
             ),
         ),
     ),

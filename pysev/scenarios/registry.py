@@ -88,6 +88,7 @@ FAMILIES = {
     "tdx-guest-kexec": ("tdx_guest_kexec",),
     "live-migration-reset": ("live_migration_reset",),
     "host-cache-flush": ("host_cache_flush",),
+    "bugs": ("bugs",),
 }
 """The modules that register the scenarios of each family, families in the order of a list."""
 

@@ -256,6 +256,13 @@ ROWS: Final = (
     ),
     Cost("seamcall", "into the TDX module and back, as a world switch", NONE, "assumption", 2 * US),
     Cost(
+        "completion_wait",
+        "one time-out of an IOMMU's completion wait in a crash kernel",
+        'trace in "x86/sev: Fix host kdump support for SNP", 2024',
+        "source",
+        170 * MS,
+    ),
+    Cost(
         "wbinvd_serial",
         "part of a WBINVD that CPUs can do only one after the other, by the width of the memory",
         f"{NONE}; worse when several CPUs issue it together (same series)",
