@@ -2,6 +2,8 @@
 
 Can the wake-up be lost? `check` tries every order of events and shows the shortest one in which
 it is; with the NMI handler stepping over the HLT it holds.
+
+pysev check examples/own_flow.py:lost_wake_up
 """
 
 from pysev import Flow, check, each, op, put
@@ -31,8 +33,20 @@ def parking(handler_skips_hlt: bool) -> Flow:
     return flow
 
 
-for skips in (False, True):
-    result = check(parking(skips), n_cpus=3)
-    print(f"handler steps over HLT: {skips}: {result.verdict}, {result.states} states")
-    for step in result.counterexample:
-        print(f"    {step.agent:10} {step.op:26} {step.detail}")
+def lost_wake_up() -> Flow:
+    """the NMI handler returns to the HLT"""
+    return parking(handler_skips_hlt=False)
+
+
+def kept_wake_up() -> Flow:
+    """the NMI handler steps over the HLT"""
+    return parking(handler_skips_hlt=True)
+
+
+if __name__ == "__main__":
+    for make in (lost_wake_up, kept_wake_up):
+        result = check(make(), n_cpus=3)
+        skips = make is kept_wake_up
+        print(f"handler steps over HLT: {skips}: {result.verdict}, {result.states} states")
+        for step in result.counterexample:
+            print(f"    {step.agent:10} {step.op:26} {step.detail}")
