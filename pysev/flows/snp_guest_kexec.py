@@ -30,11 +30,12 @@ from ghcbcore.profile import Profile
 
 from .. import costs
 from ..flow import Flow, Op, add, each, op, put, when
-from ..frames import ASID, declare, happen, map_as, pvalidate, rmpupdate
+from ..frames import ASID, happen, map_as, pvalidate, rmpupdate
 from ..layout import Part
 from ..machine import Machine
 from ..words import ask_msr, create_ap, destroy_ap, halt, send_nmi
-from .snp_guest_pages import Pages, Piece, is_mapped, pass_over, start_private, start_shared
+from .snp_guest_frames import KexecFrames
+from .snp_guest_pages import Pages, Piece, is_mapped, pass_over
 
 __all__ = ["CRASH", "NORMAL", "Kernel", "SnpGuestKexec", "Variant", "swapped"]
 
@@ -121,39 +122,13 @@ class SnpGuestKexec:
         self.ap = flow.agent(
             "AP", per_cpu=True, only_while=[flow.cpu.mp_state == lib.GHCB_MP_RUNNABLE]
         )
-        self.declare_pages(n_vmsas)
-
-    def declare_pages(self, n_vmsas: int) -> None:
-        flow, v = self.flow, self.v
-        plain = declare(flow, "plain", 2, start=start_shared())
-        self.below, self.decrypted = (plain, 0), (plain, 1)
-        leaf = declare(flow, "leaf", 3, start=start_shared(leaf=lib.FRAME_LEAF_2M))
-        self.leaf: list[Piece] = [(leaf, i) for i in range(3)]
-        self.ghcb = self.leaf[1]
-        self.used: list[tuple[str, Piece]] = [
-            ("a page below the GHCBs", self.below),
-            ("bss_decrypted", self.decrypted),
-            ("the pages in front of the GHCB in its 2 MiB leaf", self.leaf[0]),
-            ("the GHCB", self.ghcb),
-            ("the rest of the leaf of the GHCB", self.leaf[2]),
-        ]
-        self.others_ghcb: Piece | None = None
-        if self.n_others:
-            self.others_ghcb = (declare(flow, "others_ghcb", 1, start=start_shared()), 0)
-            self.used.append(("the GHCBs of the other CPUs", self.others_ghcb))
-        self.moving: Piece | None = None
-        if v.converts:
-            start = start_private() if v.converts == "to shared" else start_shared()
-            self.moving = (declare(flow, "moving", 1, start=start), 0)
-            self.used.append(("the page that was being converted", self.moving))
-        tag = FrameOp(lib.FRAME_OP_RMPADJUST, asid=ASID, target=1, value=lib.FRAME_ADJUST_VMSA)
-        running = [*start_private(), tag, FrameOp(lib.FRAME_OP_VMRUN)]
-        self.vmsa: Piece | None = None
-        self.own_vmsa: Piece | None = None
-        if n_vmsas:
-            self.vmsa = (declare(flow, "vmsa", 1, start=running), 0)
-        if self.on_ap:
-            self.own_vmsa = (declare(flow, "own_vmsa", 1, start=running), 0)
+        self.frames = KexecFrames(
+            flow,
+            converts=variant.converts,
+            n_vmsas=n_vmsas,
+            has_others=n_others > 0,
+            on_ap=self.on_ap,
+        )
 
     # -- the other CPUs ----------------------------------------------------------------------
 
@@ -183,7 +158,7 @@ class SnpGuestKexec:
     def aps(self) -> None:
         v, g, ap, cpu = self.v, self.flow.g, self.ap, self.flow.cpu
         work: list[Op] = []
-        if self.moving is not None:
+        if self.frames.moving is not None:
             work += self.starts_conversion()
         if v.allocates:
             self.flow.globals(zone_lock=0, allocations=1)
@@ -197,11 +172,14 @@ class SnpGuestKexec:
             )
         if v.uses_buffer:
             self.flow.globals(transfers=1)
-            do = [put(g.transfers, 0), *self.pages.access(self.below, lib.FRAME_ACCESS_WRITE)]
+            do = [
+                put(g.transfers, 0),
+                *self.pages.access(self.frames.below, lib.FRAME_ACCESS_WRITE),
+            ]
             work.append(op("writes to a shared buffer", when=[g.transfers == 1], do=do, to="."))
         ap.at("old kernel", *self.interrupted(), *work, ends=v.crash and v.impatient)
-        if self.moving is not None:
-            self.conversion(self.moving)
+        if self.frames.moving is not None:
+            self.conversion(self.frames.moving)
         if v.allocates:
             release = op("releases the lock", do=[put(g.zone_lock, 0)], to="old kernel")
             ap.at("allocates", *self.interrupted(), release)
@@ -305,18 +283,20 @@ class SnpGuestKexec:
     def destroy(self) -> None:
         """F1: shutdown_all_aps."""
         v, g, other = self.v, self.flow.g, self.flow.other
-        if self.own_vmsa is not None and v.offline:
+        if self.frames.own_vmsa is not None and v.offline:
             do = [put(g.offline, 1)]
             self.boot.at("F1 own", op("F1 own VMSA: PageOffline, keeps its tag", do=do))
-        if self.vmsa is None:
+        if self.frames.vmsa is None:
             return
         last = g.vmsas == 1
         granted = self.flow.boot.sw_exit_info_1 == lib.GHCB_REPLY_OK
-        leave = when([last, granted], *self.pages.must(self.vmsa, FrameOp(lib.FRAME_OP_VMEXIT)))
+        leave = when(
+            [last, granted], *self.pages.must(self.frames.vmsa, FrameOp(lib.FRAME_OP_VMEXIT))
+        )
         wanted = [g.vmsas != 0, other.tagged == 1]
         exits = self.pages.exits(
             "F1 VMGEXIT {}: AP_CREATION destroy",
-            self.ghcb,
+            self.frames.ghcb,
             [put(other.tagged, 2), *destroy_ap(self.flow.boot, other, self.m.ghcb_gpa), leave],
             cost=costs.AP_DESTROY,
             tests=wanted,
@@ -332,7 +312,7 @@ class SnpGuestKexec:
             when=[other.tagged == 2],
             do=[
                 put(other.tagged, 0),
-                when(last, happen(*self.vmsa, untagged, g.answer)),
+                when(last, happen(*self.frames.vmsa, untagged, g.answer)),
                 add(g.vmsas, -1),
             ],
             cost=costs.RMPADJUST,
@@ -359,7 +339,7 @@ class SnpGuestKexec:
         psc = partial(
             pages.exits,
             f"{step} {name}: VMGEXIT {{}}: PSC to private",
-            self.ghcb,
+            self.frames.ghcb,
             pages.psc(piece, True),
             by_msr=costs.VMGEXIT,
         )
@@ -389,17 +369,17 @@ class SnpGuestKexec:
         cost = n_leaves * costs.LEAF_LOOKUP
         cost += n_shared * (self.m.n_cpus * costs.GHCB_COMPARE + costs.VMGEXIT + costs.PVALIDATE)
         if self.v.strict:
-            self.unshare("F2", "page below the GHCBs", self.below, cost)
+            self.unshare("F2", "page below the GHCBs", self.frames.below, cost)
         else:
             text = "F2 page below the GHCBs: ghcb <= its end, taken for the leaf of a GHCB"
             self.boot.at("F2 below", op(text, cost=cost))
-        if self.moving is not None:
-            self.unshare("F2", "page that was being converted", self.moving)
-        if self.others_ghcb is not None and not self.v.others_last:
-            self.unshare("F2", "GHCBs of the other CPUs", self.others_ghcb)
+        if self.frames.moving is not None:
+            self.unshare("F2", "page that was being converted", self.frames.moving)
+        if self.frames.others_ghcb is not None and not self.v.others_last:
+            self.unshare("F2", "GHCBs of the other CPUs", self.frames.others_ghcb)
 
     def bss(self) -> None:
-        self.unshare("F3", "bss_decrypted", self.decrypted)
+        self.unshare("F3", "bss_decrypted", self.frames.decrypted)
 
     def flush(self) -> None:
         self.boot.at("F4", op("F4 global TLB flush"))
@@ -411,14 +391,14 @@ class SnpGuestKexec:
     def ghcbs(self) -> None:
         """F6: the leaf that holds the GHCB, all of it, 4 KiB at a time; those of other CPUs."""
         pages, boot = self.pages, self.boot
-        pieces = self.leaf if self.v.leaf_base else self.leaf[1:]
-        pte = pages.to_private_pte(self.leaf[0], leaf=lib.FRAME_LEAF_2M)
+        pieces = self.frames.leaf if self.v.leaf_base else self.frames.leaf[1:]
+        pte = pages.to_private_pte(self.frames.leaf[0], leaf=lib.FRAME_LEAF_2M)
         boot.at("F6 PTE", op("F6 leaf of the GHCB: C-bit set in its PTE", do=pte))
         boot.at(
             "F6 PSC",
             *pages.exits(
                 "F6 leaf of the GHCB: VMGEXIT {}: PSC to private",
-                self.ghcb,
+                self.frames.ghcb,
                 [e for piece in pieces for e in pages.psc(piece, True)],
                 by_msr=PAGES_2M * costs.VMGEXIT,
             ),
@@ -429,13 +409,13 @@ class SnpGuestKexec:
                 "F6 leaf of the GHCB: PVALIDATE", pieces, cost=PAGES_2M * costs.PVALIDATE
             ),
         )
-        if self.others_ghcb is not None and self.v.others_last:
-            self.unshare("F6", "GHCBs of the other CPUs", self.others_ghcb)
+        if self.frames.others_ghcb is not None and self.v.others_last:
+            self.unshare("F6", "GHCBs of the other CPUs", self.frames.others_ghcb)
 
     def console(self) -> None:
         """A kmsg dumper that prints through a port: #VC, IOIO by GHCB."""
         text = "console: VMGEXIT {}: IOIO of a port"
-        self.boot.at("console", *self.pages.exits(text, self.ghcb, []))
+        self.boot.at("console", *self.pages.exits(text, self.frames.ghcb, []))
 
     def relocate(self) -> None:
         text = "relocate_kernel: jumps to the new kernel"
@@ -450,12 +430,9 @@ class SnpGuestKexec:
 
     def touch(self, verb: str, flags: int) -> None:
         """The next kernel touches every page; a former VMSA is a page like others."""
-        what = [*self.used]
-        if self.vmsa is not None:
-            what.append(("the VMSA page of another CPU", self.vmsa))
         dies = self.pages.dies("FAULT in the new kernel: #VC 0x404 or a nested fault without end")
         with self.boot.under(dies):
-            for i, (name, piece) in enumerate(what):
+            for i, (name, piece) in enumerate(self.frames.used):
                 do = self.pages.access_private(piece, flags)
                 self.boot.at(f"{verb} {i}", op(f"new kernel: {verb} {name}", do=do))
             self.boot.at(f"{verb} done", op(f"new kernel: {verb} all of it"))
@@ -468,8 +445,8 @@ class SnpGuestKexec:
         """The reader of /proc/vmcore maps old memory private, page by page."""
         v, g, boot = self.v, self.flow.g, self.boot
         self.touch("reads", 0)
-        if self.own_vmsa is not None:
-            do = self.pages.access_private(self.own_vmsa)
+        if self.frames.own_vmsa is not None:
+            do = self.pages.access_private(self.frames.own_vmsa)
             text = "new kernel: reads the VMSA page of the CPU that it runs on"
             reads = op(text, when=[g.offline == 0] if v.honours_offline else [], do=do)
             leaves = op("new kernel: leaves a PageOffline page out", when=[g.offline == 1])
@@ -484,7 +461,7 @@ class SnpGuestKexec:
         do = [
             e
             for what in (pvalidate(False), rmpupdate(False), map_as(lib.FRAME_SHARED))
-            for e in pages.must(self.decrypted, what)
+            for e in pages.must(self.frames.decrypted, what)
         ]
         boot_cpu, gpa = self.flow.boot, self.m.layout[Part.NEW_KERNEL].start
         do += ask_msr(boot_cpu, lib.GHCB_MSR_REG_GPA_REQ | gpa)
@@ -494,7 +471,7 @@ class SnpGuestKexec:
             "next",
             *pages.exits(
                 "new kernel: VMGEXIT {}: AP_CREATION create",
-                self.decrypted,
+                self.frames.decrypted,
                 [put(other.tried, 1), *create_ap(boot_cpu, other, gpa, gpa + lib.GHCB_PAGE_SIZE)],
                 tests=[g.untried != 0, other.tried == 0],
                 pick=True,

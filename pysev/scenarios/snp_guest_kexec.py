@@ -56,10 +56,10 @@ def build_kexec(variant: Variant, name: str) -> Callable[[Machine], Flow]:
             lambda s: s.vm.event == lib.GHCB_EVENT_NONE,
             "every request is understood and every PVALIDATE succeeds",
         )
-        if made.others_ghcb is not None:
+        if made.frames.others_ghcb is not None:
             flow.always(
                 GHCBS_LAST,
-                _ghcbs_last(made.others_ghcb[0]),
+                _ghcbs_last(made.frames.others_ghcb[0]),
                 "no GHCB becomes private while page changes still go by GHCB",
             )
         if variant.wakes:
@@ -88,25 +88,25 @@ def build_kexec(variant: Variant, name: str) -> Callable[[Machine], Flow]:
 def _near(flow: Flow, made: SnpGuestKexec) -> None:
     """What must be reached, or the check has shown nothing."""
     v = made.v
-    plain = made.below[0]
+    plain = made.frames.below[0]
 
     def unshared(s: States) -> Any:
-        page = views(s, plain)[:, made.below[1]]
+        page = views(s, plain)[:, made.frames.below[1]]
         return (page["mapping"] == lib.FRAME_PRIVATE) & (page["validated"] == 0)
 
     if "walk" in v.stages:
         flow.sometimes("a page is half converted by the walk", unshared)
     if made.n_others == 0:
         return
-    if made.moving is not None:
-        moving = made.moving[0]
+    if made.frames.moving is not None:
+        moving = made.frames.moving[0]
         flow.sometimes("a CPU converts a page when kexec begins", lambda s: s.g.readers != 0)
         flow.sometimes(
             "the page table does not show that a page is the hypervisor's",
             lambda s: _is_hidden(views(s, moving)[:, 0]),
         )
-    if v.crash and made.vmsa is not None:
-        vmsa = made.vmsa[0]
+    if v.crash and made.frames.vmsa is not None:
+        vmsa = made.frames.vmsa[0]
         flow.sometimes(
             "a VMSA is in use while the other CPUs have stopped",
             lambda s: (views(s, vmsa)[:, 0]["in_use"] == 1) & (s.g.stopping == 0),

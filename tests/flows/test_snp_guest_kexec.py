@@ -19,6 +19,8 @@ from pysev.flow import Flow
 from pysev.flows.snp_guest_kexec import NORMAL, SnpGuestKexec, Variant, swapped
 from pysev.flows.snp_guest_pages import Fault
 from pysev.frames import views
+from pysev.memmap import MemoryMap
+from pysev.memory import Memory
 from pysev.report import check_text, is_expected
 from pysev.scenarios.snp_guest_kexec import NO_FAULT, ON_BOOT_CPU, build_kexec
 
@@ -171,7 +173,7 @@ def test_a_half_conversion_is_hidden_because_the_page_table_says_private(short: 
     hidden = {"page": 0}
 
     def walk_knows(s: States) -> np.ndarray:
-        page = views(s, made.moving[0])[:, 0]
+        page = views(s, made.frames.moving[0])[:, 0]
         gone = (page["mapping"] == lib.FRAME_PRIVATE) & (page["validated"] == 0)
         hidden["page"] += int((gone & s.at(BOOT, "F4")).sum())
         return np.ones(len(s), bool)
@@ -235,6 +237,28 @@ def test_run_meets_what_always_happens(short: str) -> None:
     result = run(SCENARIOS[short].build(machine), machine, 3)
     assert result.verdict == "violated"
     assert SCENARIOS[short].because in result.violations
+
+
+@pytest.mark.parametrize("bug", ["", "strict", "leaf_base"])
+@pytest.mark.parametrize("converts", ["to shared", "to private"])
+def test_the_same_flow_moves_the_pages_of_16_tib(bug: str, converts: str) -> None:
+    machine = Machine.of(1024, MemoryMap.flat(16 << 40))
+    variant = Variant(converts=converts, **({bug: False} if bug else {}))
+    made = SnpGuestKexec(variant, machine, "large")
+    memory = Memory(machine.layout.memmap)
+    made.frames.prepare(memory, machine)
+    flow = made.build()
+    flow.always(NO_FAULT, lambda s: s.g.fault == Fault.NONE)
+    result = run(flow, machine, 5, memory=memory)  # compares answers and, at last, frames
+    (leaf, n), _, _ = made.frames.leaf[0][0].where(machine)
+    below = made.frames.below[0].where(machine)[0][0]
+    if not bug:
+        assert result.verdict == "holds"
+        assert {memory.page(f).state for f in (below, leaf, leaf + n)} == {"guest_valid"}
+    else:
+        assert NO_FAULT in result.violations
+        left = {"strict": below, "leaf_base": leaf}[bug]
+        assert memory.page(left).state == "guest_invalid"  # KVM has it private on the fault
 
 
 def test_find_names_the_family() -> None:
