@@ -33,6 +33,7 @@ from ghcbcore import errors
 from ghcbcore import firmware as core
 from ghcbcore._cffi import lib
 from ghcbcore.firmware import ANSWER_DTYPE, STEP_DTYPE
+from ghcbcore.frame import Op, apply, result
 
 from .firmware_words import check_text, guest_text, ranges, state_text
 from .tables.firmware import COMMANDS
@@ -63,6 +64,7 @@ __all__ = [
     "GuestState",
     "GuestType",
     "NotModelled",
+    "PAGE_COMMANDS",
     "Sev",
     "Snp",
     "SnpGuestState",
@@ -77,6 +79,25 @@ BAD_BITS = {code.name: int(code.code) for code in BADS}
 RULES = {code.name: int(code.code) for code in MODES}
 MAKES_GUEST = ("LAUNCH_START", "RECEIVE_START", "SNP_GCTX_CREATE")
 DEFAULT_GUESTS = 16
+PAGE_COMMANDS = {
+    "SNP_GCTX_CREATE": lib.FRAME_OP_GCTX_CREATE,
+    "SNP_DECOMMISSION": lib.FRAME_OP_DECOMMISSION,
+    "SNP_LAUNCH_UPDATE": lib.FRAME_OP_LAUNCH_UPDATE,
+    "SNP_PAGE_MD_INIT": lib.FRAME_OP_MD_INIT,
+    "SNP_PAGE_RECLAIM": lib.FRAME_OP_RECLAIM,
+    "SNP_PAGE_SET_STATE": lib.FRAME_OP_SET_STATE,
+    "SNP_PAGE_UNSMASH": lib.FRAME_OP_UNSMASH,
+}
+"""Commands about one page, and what each does to it."""
+
+PAGE_FAULTS = {
+    int(lib.SNP_FW_PAGE_STATE): "page_state",
+    int(lib.SNP_FW_PAGE_SIZE): "page_size",
+    int(lib.SNP_FW_PAGE_OWNER): "page_owner",
+    int(lib.SNP_FW_GUEST_INVALID): "page_state",
+    int(lib.SNP_FW_ADDRESS): "alignment",
+    int(lib.SNP_FW_PARAM): "alignment",
+}
 THREAD_STEPS = {
     "WBINVD": lib.GHCB_FW_STEP_WBINVD,
     "WBNOINVD": lib.GHCB_FW_STEP_WBNOINVD,
@@ -112,6 +133,10 @@ def command_number(command: str | int) -> int:
     return found
 
 
+def _names(bad: str | Iterable[str]) -> list[str]:
+    return [one for one in bad.split(",") if one] if isinstance(bad, str) else list(bad)
+
+
 def command_step(command: str | int, *, bad: str | Iterable[str] = (), **arguments: int) -> Any:
     """Return one command as a record of STEP_DTYPE.
 
@@ -127,7 +152,8 @@ def command_step(command: str | int, *, bad: str | Iterable[str] = (), **argumen
     init_rmp, list, ciphertext_hiding, iommu, x86, es, vm_import, vm_absorb : 0 or 1
         See ``OPTIONS``.
     bad : str or iterable of str
-        What is wrong with what the command brings: names of ``BADS``, as far as the command looks.
+        What is wrong with what the command brings: names of ``BADS``, as far as the command looks;
+        in one string with commas between them.
 
     Raises
     ------
@@ -154,7 +180,7 @@ def command_step(command: str | int, *, bad: str | Iterable[str] = (), **argumen
             raise errors.OutOfRange(f"{name}: {key} = {value}: must be 0 to 2**64 - 1")
         step["op"]["limit" if key == "max_snp_asid" else key] = value
     possible = core.bads(number)
-    for one in [bad] if isinstance(bad, str) else bad:
+    for one in _names(bad):
         bit = BAD_BITS.get(one, 0)
         if not bit & possible:
             may = ", ".join(word for word, b in BAD_BITS.items() if b & possible) or "nothing"
@@ -306,9 +332,60 @@ class Firmware:
         status = Status(number)
         check, why = check_text(texts, answer, step)
         given = [f"{k}={v:#x}" if k == "policy" else f"{k}={v}" for k, v in arguments.items()]
-        given += [f"bad={','.join([bad] if isinstance(bad, str) else bad)}"] if bad else []
+        given += [f"bad={','.join(_names(bad))}"] if bad else []
         text = " ".join([name or f"{int(step['op']['command']):#x}", *given])
         self.history.append(Entry(text, status, check, why))
+        return status
+
+    def page_command(
+        self,
+        command: str,
+        frames: np.ndarray[Any, np.dtype[np.uint64]],
+        at: int = 0,
+        *,
+        guest: int = 0,
+        size: int = 0,
+        value: int = 0,
+        target: int = 0,
+        gfn: int = 0,
+        bad: str | Iterable[str] = (),
+    ) -> Status:
+        """Give a command about a page that is at hand; what is wrong with the page it says itself.
+
+        Parameters
+        ----------
+        command : str
+            One of ``PAGE_COMMANDS``.
+        frames : uint64 array, shape (n, 2), C-contiguous, writable
+            The frames of one region, as ``ghcbcore.frame.apply`` takes them.
+        at : int
+            Which of them.
+        size, value, target, gfn : int
+            As ``ghcbcore.frame.Op``. Its ``asid`` is the guest's.
+
+        Returns
+        -------
+        Status
+            ``frames`` has changed if it is ``SUCCESS``.
+
+        Raises
+        ------
+        OutOfRange
+            No such command or frame; nothing has happened.
+        """
+        kind = PAGE_COMMANDS.get(command.upper())
+        if kind is None:
+            known = ", ".join(PAGE_COMMANDS)
+            raise errors.OutOfRange(f"command {command!r}: must be one of {known}")
+        held = self.guests()
+        asid = int(held[guest]["asid"]) if 0 <= guest < len(held) else 0
+        after = frames.copy()
+        op = Op(kind, size=size, asid=asid, value=value, target=target, gfn=gfn)
+        code = result(apply(op, after, at)).code
+        wrong = (PAGE_FAULTS[code],) if code else ()
+                status = self.command(command, guest=guest, bad=(*_names(bad), *wrong))
+        if status == Status.SUCCESS:
+            frames[:] = after
         return status
 
     def wbinvd(self, thread: int | None = None) -> None:

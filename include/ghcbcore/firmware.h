@@ -10,7 +10,7 @@
  * A command is a list of checks, in firmware's order (`firmware_checks.h`), of which the first that
  * fails is the answer; then its effect (`firmware_command.h`). What a check needs and the model does
  * not have (a signature, the state of a page) the command brings along as a set of GHCB_FW_BAD_*:
- * what is wrong with it. Where frames are at hand, they say it themselves (`firmware_frame.h`).
+ * what is wrong with it. Where frames are at hand, the rules of `frame_firmware.h` say it.
  *
  * All state lies in words of the caller: nothing is kept here, so that an explorer can hold them in
  * its record. Equal states are equal words.

@@ -213,7 +213,7 @@ static inline int ghcb_fw_checks(uint64_t command, const ghcb_fw_check_t **found
                 FW_IF(INACTIVE, INACTIVE), FW_BAD(DIGEST, MEASUREMENT), FW_BAD(POLICY, POLICY),
                 FW_BAD(SIGNATURE, SIGNATURE));
     case SEV_FW_CMD_SNP_DECOMMISSION:
-        FW_ROWS(FW_SNP_CALL);
+        FW_ROWS(FW_SNP_CALL, FW_BAD(PAGE_STATE, GUEST_INVALID));
     case SEV_FW_CMD_SNP_GUEST_STATUS:
         FW_ROWS(FW_SNP_CALL, FW_BAD(PAGE_STATE, PAGE_STATE));
     case SEV_FW_CMD_SNP_GUEST_REQUEST: /* (A) of a message's guest */
