@@ -35,14 +35,18 @@ from ghcbcore._cffi import lib
 from ghcbcore.firmware import ANSWER_DTYPE, STEP_DTYPE
 from ghcbcore.frame import Op, apply, result
 
+from .firmware_steps import (
+    NAME_OF,
+    NotModelled,
+    bad_names,
+    command_number,
+    command_step,
+    thread_step,
+)
 from .firmware_words import check_text, guest_text, ranges, state_text
-from .tables.firmware import COMMANDS
 from .tables.firmware_model import (
     ASSUMPTIONS,
-    BADS,
     MODES,
-    NUMBERS,
-    OPTIONS,
     Activation,
     Cell,
     GuestState,
@@ -56,6 +60,7 @@ from .tables.firmware_model import (
 __all__ = [
     "ANSWER_DTYPE",
     "ASSUMPTIONS",
+    "PAGE_COMMANDS",
     "STEP_DTYPE",
     "Activation",
     "Cell",
@@ -64,7 +69,6 @@ __all__ = [
     "GuestState",
     "GuestType",
     "NotModelled",
-    "PAGE_COMMANDS",
     "Sev",
     "Snp",
     "SnpGuestState",
@@ -73,9 +77,6 @@ __all__ = [
     "thread_step",
 ]
 
-NUMBER_OF = {code.name: int(code.code) for code in COMMANDS}
-NAME_OF = {number: name for name, number in NUMBER_OF.items()}
-BAD_BITS = {code.name: int(code.code) for code in BADS}
 RULES = {code.name: int(code.code) for code in MODES}
 MAKES_GUEST = ("LAUNCH_START", "RECEIVE_START", "SNP_GCTX_CREATE")
 DEFAULT_GUESTS = 16
@@ -98,16 +99,6 @@ PAGE_FAULTS = {
     int(lib.SNP_FW_ADDRESS): "alignment",
     int(lib.SNP_FW_PARAM): "alignment",
 }
-THREAD_STEPS = {
-    "WBINVD": lib.GHCB_FW_STEP_WBINVD,
-    "WBNOINVD": lib.GHCB_FW_STEP_WBNOINVD,
-    "VMRUN": lib.GHCB_FW_STEP_VMRUN,
-    "VMEXIT": lib.GHCB_FW_STEP_VMEXIT,
-}
-
-
-class NotModelled(errors.SevError, NotImplementedError):
-    """The command exists, and no source at hand says what firmware checks and does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,89 +112,6 @@ class Entry:
     status: Status | None
     check: str = ""
     why: str = ""
-
-
-def command_number(command: str | int) -> int:
-    """Return the id of a command; names are those of ``pysev.tables.firmware.COMMANDS``."""
-    if not isinstance(command, str):
-        return index(command)
-    found = NUMBER_OF.get(command.upper())
-    if found is None:
-        raise errors.OutOfRange(f"command {command!r}: firmware has none of this name")
-    return found
-
-
-def _names(bad: str | Iterable[str]) -> list[str]:
-    return [one for one in bad.split(",") if one] if isinstance(bad, str) else list(bad)
-
-
-def command_step(command: str | int, *, bad: str | Iterable[str] = (), **arguments: int) -> Any:
-    """Return one command as a record of STEP_DTYPE.
-
-    Parameters
-    ----------
-    command : str or int
-        Its name (``"SNP_DECOMMISSION"``) or id.
-    guest : int
-        Slot of the guest: SEV's handle, SNP's context page.
-    asid, ccxs, pages, policy, length, max_snp_asid, target : int
-        See ``NUMBERS`` for who takes which. ``ccxs``: bit x for CCX x. ``pages``: how many pages
-        the RMP still assigns to the ASID. ``length`` is right if it is not given.
-    init_rmp, list, ciphertext_hiding, iommu, x86, es, vm_import, vm_absorb : 0 or 1
-        See ``OPTIONS``.
-    bad : str or iterable of str
-        What is wrong with what the command brings: names of ``BADS``, as far as the command looks;
-        in one string with commas between them.
-
-    Raises
-    ------
-    OutOfRange
-        No such command, argument or ``bad`` of this command, or a value that cannot be.
-    """
-    number = command_number(command)
-    name = NAME_OF.get(number, f"{number:#x}")
-    step = np.zeros((), STEP_DTYPE)
-    if not 0 <= number < 1 << 32:
-        raise errors.OutOfRange(f"command {number:#x}: must be below 2**32")
-    step["op"]["command"] = number
-    step["op"]["length"] = lib.SEV_FW_SHUTDOWN_EX_BYTES
-    for key, value in arguments.items():
-        known = NUMBERS.get(key) or (OPTIONS[key][1] if key in OPTIONS else ())
-        if key != "guest" and name not in known:
-            raise errors.OutOfRange(f"{name}: takes no {key!r}")
-        if key in OPTIONS:
-            if value not in (0, 1):
-                raise errors.OutOfRange(f"{name}: {key} = {value}: must be 0 or 1")
-            step["op"]["options"] |= OPTIONS[key][0] * value
-            continue
-        if not 0 <= index(value) < 1 << 64:
-            raise errors.OutOfRange(f"{name}: {key} = {value}: must be 0 to 2**64 - 1")
-        step["op"]["limit" if key == "max_snp_asid" else key] = value
-    possible = core.bads(number)
-    for one in _names(bad):
-        bit = BAD_BITS.get(one, 0)
-        if not bit & possible:
-            may = ", ".join(word for word, b in BAD_BITS.items() if b & possible) or "nothing"
-            raise errors.OutOfRange(f"{name}: bad {one!r}: what can be bad is {may}")
-        step["op"]["bad"] |= bit
-    return step
-
-
-def thread_step(what: str, thread: int | None = None, *, asid: int = 0) -> Any:
-    """Return what a thread does, WBINVD, WBNOINVD, VMRUN or VMEXIT, as a record of STEP_DTYPE.
-
-    ``thread`` None: every one that is online, for WBINVD and WBNOINVD.
-    """
-    kind = THREAD_STEPS.get(what.upper())
-    if kind is None:
-        raise errors.OutOfRange(f"{what!r}: must be one of {', '.join(THREAD_STEPS)}")
-    if not 0 <= asid < 1 << 64:
-        raise errors.OutOfRange(f"asid = {asid}: must be 0 to 2**64 - 1")
-    step = np.zeros((), STEP_DTYPE)
-    step["step"] = kind
-    step["thread"] = lib.GHCB_FW_ALL_THREADS if thread is None else index(thread)
-    step["op"]["asid"] = asid
-    return step
 
 
 class Firmware:
@@ -332,7 +240,7 @@ class Firmware:
         status = Status(number)
         check, why = check_text(texts, answer, step)
         given = [f"{k}={v:#x}" if k == "policy" else f"{k}={v}" for k, v in arguments.items()]
-        given += [f"bad={','.join(_names(bad))}"] if bad else []
+        given += [f"bad={','.join(bad_names(bad))}"] if bad else []
         text = " ".join([name or f"{int(step['op']['command']):#x}", *given])
         self.history.append(Entry(text, status, check, why))
         return status
@@ -383,7 +291,7 @@ class Firmware:
         op = Op(kind, size=size, asid=asid, value=value, target=target, gfn=gfn)
         code = result(apply(op, after, at)).code
         wrong = (PAGE_FAULTS[code],) if code else ()
-                status = self.command(command, guest=guest, bad=(*_names(bad), *wrong))
+        status = self.command(command, guest=guest, bad=(*bad_names(bad), *wrong))
         if status == Status.SUCCESS:
             frames[:] = after
         return status

@@ -23,7 +23,8 @@ from typing import Any
 from ghcbcore import firmware as core
 from ghcbcore.errors import SevError
 
-from .firmware import NUMBER_OF, Cell, Entry, Firmware, NotModelled, Status
+from .firmware import Cell, Entry, Firmware, NotModelled, Status
+from .firmware_steps import NUMBER_OF
 from .firmware_words import order_text
 from .flow import WORD
 from .memory.script import Arguments, BadScript, Line
