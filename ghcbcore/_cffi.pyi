@@ -471,6 +471,7 @@ class _Lib:
     GHCB_FW_IF_OWNED: Final[int]
     GHCB_FW_IF_PAGES: Final[int]
     GHCB_FW_IF_RMP: Final[int]
+    GHCB_FW_IF_RMP_BUILD: Final[int]
     GHCB_FW_IF_SEV_NOT: Final[int]
     GHCB_FW_IF_SLOT_TAKEN: Final[int]
     GHCB_FW_IF_SNP_EN_MISSING: Final[int]

@@ -44,8 +44,9 @@
 #define GHCB_FW_IF_HSAVE 32      /* VM_HSAVE_PA is not 0 somewhere, and the RMP shall be built */
 #define GHCB_FW_IF_OWNED 33      /* the platform has an owner */
 #define GHCB_FW_IF_TARGET_NOT 34 /* the message's guest is none, or not in the state it must have */
-#define GHCB_FW_IF_NOT_DONE 35   /* DF_FLUSH: a thread without WBINVD; stated by the effect */
-#define GHCB_FW_IF_FAILED 36     /* the effect itself failed, by `bad` */
+#define GHCB_FW_IF_RMP_BUILD 35  /* the RMP shall be built, and cannot */
+#define GHCB_FW_IF_NOT_DONE 36   /* DF_FLUSH: a thread without WBINVD; stated by the effect */
+#define GHCB_FW_IF_FAILED 37     /* the effect itself failed, by `bad` */
 /* cffi: end */
 
 typedef struct {
@@ -87,7 +88,7 @@ typedef struct {
     FW_SNP_DOWN, FW_SEV_UNINIT, FW_BAD(UNSAFE, HW_UNSAFE), FW_IF(RMP, RMP_INIT_REQUIRED), \
         FW_IF(LIST, PARAM), FW_BAD(SYSCFG, CONFIG), FW_IF(SNP_EN_MISSING, CONFIG), \
         FW_BAD(MSRS, CONFIG), FW_IF(IN_GUEST, CONFIG), FW_BAD(RMP_RANGE, CONFIG), FW_IF(HSAVE, CONFIG), \
-        FW_BAD(IOMMU, HW_PLATFORM), FW_BAD(RMP_BUILD, RMP_INIT_FAILED)
+        FW_BAD(IOMMU, HW_PLATFORM), FW_IF(RMP_BUILD, RMP_INIT_FAILED)
 
 #define FW_SEV_STEP(states) FW_SEV_WORKS, FW_HANDLE, FW_GUEST_IN(states), FW_BAD(LENGTH, LENGTH)
 #define FW_SWAP \
@@ -325,6 +326,9 @@ static inline uint64_t ghcb_fw_bads(uint64_t command)
             break;
         case GHCB_FW_IF_RMP:
             bads |= GHCB_FW_BAD_TCB;
+            break;
+        case GHCB_FW_IF_RMP_BUILD:
+            bads |= GHCB_FW_BAD_RMP_BUILD;
             break;
         case GHCB_FW_IF_IN_GUEST:
             bads |= GHCB_FW_BAD_IN_GUEST;

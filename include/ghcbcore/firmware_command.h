@@ -131,6 +131,8 @@ static inline int ghcb_fw_fails(const ghcb_fw_t *fw, const ghcb_fw_op_t *op, con
                 fw, ((1ULL << GHCB_FW_THREAD_RUNS_WIDTH) - 1) << GHCB_FW_THREAD_RUNS_SHIFT, 0);
     case GHCB_FW_IF_HSAVE:
         return options & GHCB_FW_OPTION_INIT_RMP && ghcb_fw_any_thread(fw, GHCB_FW_BIT(THREAD_HSAVE), 0);
+    case GHCB_FW_IF_RMP_BUILD:
+        return options & GHCB_FW_OPTION_INIT_RMP && op->bad & GHCB_FW_BAD_RMP_BUILD;
     case GHCB_FW_IF_OWNED:
         return (int)GHCB_FW_HAS(state, OWNED);
     case GHCB_FW_IF_TARGET_NOT:

@@ -243,6 +243,7 @@ CHECKS = (
     ),
     Code("in_guest", lib.GHCB_FW_IF_IN_GUEST, "a thread is in a guest or in SMM"),
     Code("hsave", lib.GHCB_FW_IF_HSAVE, "VM_HSAVE_PA is not 0 on thread {hsave}"),
+    Code("rmp_build", lib.GHCB_FW_IF_RMP_BUILD, "the RMP cannot be built"),
     Code("owned", lib.GHCB_FW_IF_OWNED, "the platform is owned already"),
     Code("target", lib.GHCB_FW_IF_TARGET_NOT, "the guest to be entered is not in the right state"),
     Code("not_done", lib.GHCB_FW_IF_NOT_DONE, "no WBINVD since: {not_done}"),

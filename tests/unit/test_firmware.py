@@ -138,6 +138,7 @@ def test_the_first_command_after_power_on_finds_every_cell_dirty():
         ("SNP_INIT_EX", {}, Status.RMP_INIT_REQUIRED),
         ("SNP_INIT_EX", {"list": 1, "init_rmp": 1, "bad": "iommu"}, Status.HWSEV_RET_PLATFORM),
         ("SNP_INIT_EX", {"init_rmp": 1, "bad": "rmp_build"}, Status.RMP_INITIALIZATION_FAILED),
+        ("SNP_INIT_EX", {"bad": "rmp_build"}, Status.RMP_INIT_REQUIRED),
         ("SNP_INIT_EX", {"init_rmp": 1, "bad": "msrs,iommu"}, Status.INAVLID_CONFIG),
     ],
 )
