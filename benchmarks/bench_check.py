@@ -244,6 +244,47 @@ def bench_search_migration_spin(timed: Any, spin: Any, variant: tuple[str, ...])
     assert (states, transitions) == (sizes[0] + 1, sizes[1] + 2)
 
 
+FLUSH = Path(__file__).with_name("promela") / "host_cache_flush.pml"
+FLUSHES = {  # variant, with its macros; symmetry off: states, transitions
+    ("every-cpu-sme",): (53394, 357387),
+    ("remote-only-sme", "LAST=0"): (53407, 357405),
+    ("last-only-sme", "REMOTE=0"): (90965, 601283),
+    ("none-sme", "REMOTE=0", "LAST=0"): (90973, 601299),
+}
+
+
+def title_flush(name: str) -> str:
+    return f"search: host-cache-flush/{name}, 7 CPUs, symmetry off"
+
+
+@pytest.mark.parametrize("variant", FLUSHES, ids=lambda v: v[0])
+def bench_search_flush(timed: Any, variant: tuple[str, ...]) -> None:
+    done = timed(
+        title_flush(variant[0]),
+        OURS,
+        1,
+        SECONDS,
+        search,
+        prepare=fresh(compiled(variant[0], 7, "host-cache-flush"), False),
+        rounds=5,
+        counts=counts(FLUSHES[variant]),
+    )
+    assert (done.n_states, done.n_transitions) == FLUSHES[variant]
+
+
+@pytest.mark.parametrize("variant", FLUSHES, ids=lambda v: v[0])
+def bench_search_flush_spin(timed: Any, spin: Any, variant: tuple[str, ...]) -> None:
+    searcher = spin(7, *variant[1:], model=FLUSH)
+    searcher.make()
+    sizes = FLUSHES[variant]
+    errors, states, transitions = timed(
+        title_flush(variant[0]), "SPIN", 1, SECONDS, searcher.search, rounds=3, counts=counts(sizes)
+    )
+    result = pysev.check(pysev.find(f"host-cache-flush/{variant[0]}").build(pysev.Machine.of(4)), 4)
+    assert (errors > 0) == bool(result.violations)  # one property can be violated, here as there
+    assert (states, transitions) == (sizes[0] + 1, sizes[1] + 2)
+
+
 # -- the whole command -------------------------------------------------------------------------
 
 COMMAND = "whole command: jump-table, 5 CPUs, cold"
