@@ -670,6 +670,7 @@ class _Lib:
     GHCB_KEY_SLOT_RESERVED_FIRST: Final[int]
     GHCB_KEY_SLOT_RESERVED_LAST: Final[int]
     GHCB_KEY_SLOT_SME: Final[int]
+    GHCB_KVM_C_BIT: Final[int]
     GHCB_KVM_EINVAL: Final[int]
     GHCB_KVM_ENOSYS: Final[int]
     GHCB_KVM_EOPNOTSUPP: Final[int]

@@ -9,7 +9,9 @@
 
 #define GHCB_KVM_MIN_VERSION 1
 #define GHCB_KVM_MAX_VERSION 2
+/* cffi: begin */
 #define GHCB_KVM_C_BIT 51 /* since Zen 3; 47 before */
+/* cffi: end */
 
 /* The requests of the MSR protocol that KVM knows, 1 << GHCB_MSR_ROW_*. */
 static inline uint64_t ghcb_kvm_msr_functions(void)
