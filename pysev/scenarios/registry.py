@@ -89,6 +89,7 @@ FAMILIES = {
     "live-migration-reset": ("live_migration_reset",),
     "host-cache-flush": ("host_cache_flush",),
     "bugs": ("bugs",),
+    "guest-kdump": ("guest_kdump",),
 }
 """The modules that register the scenarios of each family, families in the order of a list."""
 

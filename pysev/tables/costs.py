@@ -109,6 +109,28 @@ ROWS: Final = (
         "assumption",
         1 * S,
     ),
+    # -- a crash, and the dump ------------------------------------------------------------------
+    Cost(
+        "crash_boot",
+        "from the jump to the crash kernel until it begins to save",
+        "T. Liu in the v3 thread of the SEV-ES kexec series, one guest of unknown size",
+        "source",
+        2800 * MS,
+    ),
+    Cost(
+        "oldmem_page",
+        "the crash kernel maps, copies and unmaps a page of the old kernel's memory",
+        NONE,
+        "assumption",
+        1 * US,
+    ),
+    Cost(
+        "nmi_blocked",
+        "how long a CPU has NMIs blocked: until long after the crash kernel reads",
+        NONE,
+        "assumption",
+        10 * S,
+    ),
     # -- pages ----------------------------------------------------------------------------------
     Cost(
         "psc_entries",
