@@ -1,5 +1,5 @@
 """The command line: ``pysev decode | trace | doctor | cache | scenarios | run | check | graph |
-pages | firmware | costs | sweep``.
+pages | firmware | costs | sweep | vmcore``.
 
 Exit status: 0 good, 1 a finding (a violation, malformed input that was decoded as such), 2 usage,
 bad input or output that cannot be written, 130 interrupted; what is wrong is said in one line on
@@ -178,11 +178,28 @@ def _parser() -> _Parser:
     )
     sweep.add_argument("--plot", metavar="FILE", help="time against CPUs, as .png or .svg")
     _add_costs(sweep)
-    for one in (decode, trace, doctor, cache, scenarios, run, check, graph, pages, firmware):
-        one.add_argument("--json", action="store_true", help="machine-readable")
-    for one in (costs, sweep):
+    _add_vmcore(commands)
+    for one in commands.choices.values():
         one.add_argument("--json", action="store_true", help="machine-readable")
     return top
+
+
+def _add_vmcore(commands: Any) -> argparse.ArgumentParser:
+    one: argparse.ArgumentParser = commands.add_parser(
+        "vmcore", help="write the core that a crash scenario's kdump reads"
+    )
+    one.add_argument("scenario", nargs="?", help="default: guest-kdump/snp")
+    one.add_argument("-o", "--output", required=True, metavar="FILE", help="a new file")
+    one.add_argument("--cpus", type=_integer, default=64, metavar="N")
+    _add_machine(one)
+    one.add_argument("--seed", type=_integer, default=0, metavar="N", help="order and keys")
+    one.add_argument(
+        "--format",
+        choices=("elf", "compact"),
+        default="elf",
+        help="elf: as /proc/vmcore, with holes; compact: as makedumpfile -E",
+    )
+    return one
 
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:
@@ -672,6 +689,22 @@ def _property(text: str) -> Any:
     return Property(name, "always", found[name], text)
 
 
+def _vmcore(arguments: argparse.Namespace) -> int:
+    from .scenarios import find
+    from .vmcore.command import DEFAULT_SCENARIO, main_vmcore
+
+    a = arguments
+    return main_vmcore(
+        find(a.scenario or DEFAULT_SCENARIO),
+        a.output,
+        n_cpus=a.cpus,
+        memory=_memory_of(a),
+        seed=a.seed,
+        form=a.format,
+        json=a.json,
+    )
+
+
 def _write_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
@@ -689,4 +722,5 @@ _COMMANDS = {
     "firmware": _firmware,
     "costs": _costs,
     "sweep": _sweep,
+    "vmcore": _vmcore,
 }
