@@ -15,7 +15,17 @@ DEBUG = os.environ.get("PYSEV_DEBUG", "") not in ("", "0")
 
 # Modules whose indices are provably in range and whose benchmark gains from it; a debug build
 # checks them all the same.
-UNCHECKED = {"frameview", "ledger", "msr", "machine", "explorer", "parts", "simulator", "trace", "exchange"}
+UNCHECKED = {
+    "frameview",
+    "ledger",
+    "msr",
+    "machine",
+    "explorer",
+    "parts",
+    "simulator",
+    "trace",
+    "exchange",
+}
 
 CFLAGS = ["-std=c11", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-sign-compare"]
 CFLAGS += ["-O0", "-g", "-UNDEBUG"] if DEBUG else ["-O3"]

@@ -34,6 +34,7 @@ def members(bits: SupportsIndex) -> list[int]: ...
 def new_threads(
     n_ccxs: int, cores_per_ccx: int, threads_per_core: int, *, snp_en: bool = True
 ) -> npt.NDArray[np.uint64]: ...
+
 @final
 class Machines:
     def __init__(

@@ -85,7 +85,7 @@ def _parser() -> _Parser:
         "--scale", metavar="PRESET", help="millions of lines in the caches of a part, e.g. genoa"
     )
     cache.add_argument("--seed", type=_integer, default=0, metavar="N", help="order of evictions")
-    scenarios = commands.add_parser("scenarios", help="list the scenarios there are")
+    commands.add_parser("scenarios", help="list the scenarios there are")
     run = commands.add_parser("run", help="run a scenario once, at any scale")
     run.add_argument("scenario", nargs="?", help="its name, or FILE.py:FLOW")
     run.add_argument("--cpus", type=_integer, metavar="N", help="default: 64, or the script's")

@@ -327,7 +327,7 @@ def op(
             raise FlowError(f"{text!r}: {name} of {value} ns")
     if not 0 <= times < 1 << 40:
         raise FlowError(f"{text!r}: stands for {times}")
-    return Op(text, tuple(when), tuple(do), to, pick, asleep, cost, after, spread, times)
+    return Op(text, tuple(when), tuple(do), to, pick, asleep, cost, after, spread, times=times)
 
 
 @dataclass(frozen=True)
