@@ -79,7 +79,8 @@ __all__ = [
 ]
 
 WORD = (1 << 64) - 1
-KINDS = ("always", "end", "sometimes")
+KINDS = ("always", "end", "sometimes", "eventually")
+FAIRNESS = ("none", "weak", "strong")
 VCPU = list(VCPU_DTYPE.names or ())
 OPPOSITE = {
     lib.GHCB_OP_EQ: lib.GHCB_OP_NE,
@@ -359,19 +360,27 @@ class Memory:
 class Property:
     """A predicate over an array of states, and when it must hold.
 
-    ``kind`` is ``always`` (in every state), ``end`` (in every state after which nothing happens)
-    or ``sometimes`` (in at least one state: otherwise the check has shown nothing).
-    ``holds`` takes ``States`` and returns a bool array, one element for each state.
+    ``kind`` is ``always`` (in every state), ``end`` (in every state after which nothing happens),
+    ``sometimes`` (in at least one state: otherwise the check has shown nothing) or ``eventually``:
+    on every way on which nobody is put off for ever, some time after ``since`` held, or after the
+    first state if there is none. ``holds`` and ``since`` take ``States`` and return a bool array,
+    one element for each state. ``fairness`` says what putting off is: ``weak``, an agent could act
+    all the while and never did; ``strong``, it could again and again; ``none``, nobody minds.
     """
 
     name: str
     kind: str
     holds: Callable[[States], Any]
     text: str = ""
+    since: Callable[[States], Any] | None = None
+    fairness: str = "weak"
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise FlowError(f"property {self.name!r}: {self.kind!r} is none of {', '.join(KINDS)}")
+        if self.fairness not in FAIRNESS:
+            known = ", ".join(FAIRNESS)
+            raise FlowError(f"{self.name!r}: fairness {self.fairness!r} is none of {known}")
 
 
 class Words:
@@ -488,6 +497,9 @@ class Flow:
     name : str
     profile : ghcbcore.profile.Profile, optional
         The host that answers; KVM with an SEV-ES guest by default.
+    alike : bool
+        The CPUs beside the boot CPU are interchangeable. ``check`` then counts states that differ
+        only in which is which as one, and refuses a property or an operation that tells them apart.
 
     Attributes
     ----------
@@ -499,8 +511,9 @@ class Flow:
         ``other``.
     """
 
-    def __init__(self, name: str, profile: Profile | None = None) -> None:
+    def __init__(self, name: str, profile: Profile | None = None, *, alike: bool = True) -> None:
         self.name = name
+        self.alike = alike
         self.profile = profile or Profile()
         self.vm = Words("vm", lib.GHCB_BLOCK_GLOBAL)
         self.boot = Words("boot", lib.GHCB_BLOCK_GLOBAL)
@@ -618,6 +631,21 @@ class Flow:
     def sometimes(self, name: str, holds: Callable[[States], Any], text: str = "") -> None:
         """Require that ``holds`` is reached at all."""
         self.properties.append(Property(name, "sometimes", holds, text))
+
+    def eventually(
+        self,
+        name: str,
+        holds: Callable[[States], Any],
+        text: str = "",
+        *,
+        since: Callable[[States], Any] | None = None,
+        fairness: str = "weak",
+    ) -> None:
+        """Require that ``holds`` comes about, whenever ``since`` held; see ``Property``.
+
+        Answering it takes a search without symmetry, beside the other: for few CPUs.
+        """
+        self.properties.append(Property(name, "eventually", holds, text, since, fairness))
 
     def count_cpus(self, name: str, which: Callable[[States], Any]) -> None:
         """Name a kind of CPU for the table of ``run``; ``which`` gives bools, (n, n_others).

@@ -7,8 +7,7 @@ import pytest
 
 from ghcbcore._cffi import lib
 from ghcbcore.errors import OutOfRange
-from pysev import checking
-from pysev.checking import DEADLOCK, LIVELOCK, PropertyError, check
+from pysev.checking import DEADLOCK, LIVELOCK, PropertyError, check, search
 from pysev.flow import Flow, FlowError, Property, add, call, op, put
 from pysev.machine import Machine
 from pysev.scenarios import all_scenarios
@@ -192,7 +191,7 @@ def test_a_property_sees_every_state_once():
 
 
 def test_a_property_sees_every_state_once_in_pieces_too(monkeypatch):
-    monkeypatch.setattr(checking, "CHUNK", 3)
+    monkeypatch.setattr(search, "CHUNK", 3)
     seen = []
 
     def look(states):
@@ -306,7 +305,7 @@ def test_no_seconds_are_unknown():
 
 def test_seconds_end_a_search(monkeypatch):
     clock = itertools.count()
-    monkeypatch.setattr(checking.time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(search.time, "perf_counter", lambda: float(next(clock)))
     result = check(grid(50), 1, seconds=10)
     assert (result.verdict, result.complete) == ("unknown", False)
     assert 5 <= result.depth <= 11
