@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ghcbcore._cffi import ffi, lib
-from ghcbcore.explorer import Explorer, PlainExplorer
+from ghcbcore.explorer import Explorer
+from ghcbcore.plainexplorer import PlainExplorer
 from pysev import lines
 from pysev.checking import check
 from pysev.flow import Flow, FlowError, ReachOp, add, op, put, reach, when
