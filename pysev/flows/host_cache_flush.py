@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from ghcbcore._cffi import lib
 from ghcbcore.profile import Profile
 
-from .. import costs, lines
+from .. import costs, lines, scaling
 from ..flow import Effect, Field, Flow, Op, Test, Words, add, call, each, op, put, when
 from ..machine import Machine
 from ..words import ask_nae
@@ -172,6 +172,7 @@ class HostCacheFlush:
         self.boot = flow.agent("boot CPU")
         self.cpu = flow.agent("CPU", per_cpu=True)
         self.stops = "stop" if variant.by_online_mask else "flush"
+        self.flush_ns = scaling.wbinvd(machine, max(1, machine.n_cpus - 1)).ns  # all at once
 
     @property
     def asks(self) -> bool:
@@ -237,7 +238,7 @@ class HostCacheFlush:
             text = "KVM shuts down: WBINVD, clears cache_state_incoherent"
             more = [put(cpu.incoherent, 0)]
         do = [self.wbinvd(cpu), put(cpu.asked, 0), add(g.asked, -1), *more]
-        return [op(text, when=[cpu.asked == 1], do=do, to=to, cost=costs.WBINVD)]
+        return [op(text, when=[cpu.asked == 1], do=do, to=to, cost=self.flush_ns)]
 
     def old_kernel(self) -> None:
         """The CPU uses the line, or does not, until it is stopped."""
@@ -324,14 +325,15 @@ class HostCacheFlush:
         if v.remote == NEVER:
             ap.at("flush", op("no WBINVD"), *again)
         elif v.nmi:
-            ap.at("flush", op("WBINVD begins", when=needed), *skipped, *again)
+            begins = op("WBINVD begins", when=needed, cost=self.flush_ns)
+            ap.at("flush", begins, *skipped, *again)
             ap.at(
                 "in WBINVD",
-                op("WBINVD ends", do=[self.wbinvd(cpu)], cost=costs.WBINVD),
+                op("WBINVD ends", do=[self.wbinvd(cpu)]),
                 *self.nmi("NMI in the middle of WBINVD: the CPU hangs", "hung"),
             )
         else:
-            one = op(self.instruction, when=needed, do=[self.wbinvd(cpu)], cost=costs.WBINVD)
+            one = op(self.instruction, when=needed, do=[self.wbinvd(cpu)], cost=self.flush_ns)
             ap.at("flush", one, *skipped, *again)
 
     # -- the boot CPU ------------------------------------------------------------------------
