@@ -17,12 +17,15 @@ from ghcbcore._cffi import lib
 
 from .. import lines
 from ..flow import Flow
+from ..flows.host_cache_crash import CrashVariant, Dumped, HostCacheCrash
 from ..flows.host_cache_flush import (
     ALWAYS,
     BY_CALL,
     BY_FLAG,
     FLAG,
     INLINE,
+    PLAIN,
+    SME,
     Bytes,
     HostCacheFlush,
     Kernel,
@@ -41,6 +44,9 @@ REFUSED = "kexec is refused with EOPNOTSUPP"
 STOPPED_DIRTY = "a CPU stops with a dirty line of the old kernel"
 NO_IDT = "the new kernel is copied where there is no IDT"
 ASKED_DIRTY = "a CPU that is asked to flush has a dirty line of the old kernel"
+DUMPED = "the dump has what the old kernel wrote"
+DUMPS_DIRTY = "the dump reads a line that is dirty in the cache of a halted CPU"
+RESERVED_DIRTY = "a reserved line is dirty with the C-bit when the NMI comes"
 SHOT = "an NMI finds a CPU that has not reported"
 
 
@@ -101,6 +107,34 @@ def _build(variant: Variant, name: str) -> Callable[[Machine], Flow]:
                 lambda s: s.g.machine_check == 0,
                 "the new kernel reads no poisoned memory",
             )
+        return flow
+
+    return build
+
+
+def _dumped(s: States) -> Any:
+    return (s.g.dumped == Dumped.NOT_READ) | (s.g.dumped == Dumped.OLD)
+
+
+def _build_crash(variant: CrashVariant, name: str) -> Callable[[Machine], Flow]:
+    def build(machine: Machine) -> Flow:
+        made = HostCacheCrash(variant, machine, name)
+        flow = made.build()
+        flow.count_cpus("halted", lambda s: s.at("CPU", "halted"))
+        flow.always(INTACT, _intact, "what the crash kernel stored is what it reads")
+        flow.always(DUMPED, _dumped, "what the dump has is what the old kernel wrote")
+
+        def dumps_dirty(s: States) -> Any:
+            dirty = lines.is_dirty(s, made.old, SME)[:, 1:] & s.at("CPU", "halted")
+            return dirty.any(axis=1) & s.at("boot CPU", "dump")
+
+        def reserved_dirty(s: States) -> Any:
+            return (lines.is_dirty(s, made.reserved, SME)[:, 1:] & s.at("CPU", "NMI")).any(axis=1)
+
+        if machine.n_cpus > 1 and not variant.flush:
+            flow.sometimes(DUMPS_DIRTY, dumps_dirty)
+        if machine.n_cpus > 1 and variant.reserved_dirty:
+            flow.sometimes(RESERVED_DIRTY, reserved_dirty)
         return flow
 
     return build
@@ -391,4 +425,83 @@ _add(
     "",
     "loading fails with EOPNOTSUPP, no CPU is touched",
     "Linux b18651f70ce0 (X86_BUG_TDX_PW_MCE)",
+)
+
+# -- a crash -----------------------------------------------------------------------------------
+
+CRASH = "Linux arch/x86/kernel/{crash,reboot}.c; T. Lendacky on the missing SME flush of a crash"
+DECRYPTED = "with SME the crash image is loaded without the C-bit"
+CLEAN = "no line of the reserved memory is dirty with the C-bit once the image is loaded"
+
+
+def _add_crash(
+    short: str,
+    summary: str,
+    variant: CrashVariant,
+    because: str,
+    story: str,
+    source: str,
+    *assumes: str,
+    from_cpus: int = 1,
+) -> None:
+    name = f"host-cache-flush/{short}"
+    register(
+        Scenario(
+            name,
+            f"SME: {summary}",
+            "violated" if because else "holds",
+            because,
+            story,
+            source,
+            _build_crash(variant, name),
+            (DECRYPTED, *assumes),
+            from_cpus=from_cpus,
+        )
+    )
+
+
+_add_crash(
+    "crash-sme",
+    "a crash: no CPU executes WBINVD, the crash kernel reads old memory with the C-bit",
+    CrashVariant(),
+    "",
+    "only the crash kernel's own memory matters, since the machine resets after the dump; and what "
+    "is dirty in a halted CPU's cache is read from there",
+    CRASH,
+    CLEAN,
+)
+_add_crash(
+    "crash-reserved-dirty-sme",
+    "as crash, but a line of the reserved memory may be dirty with the C-bit",
+    CrashVariant(reserved_dirty=True),
+    INTACT,
+    "a dirty line with the C-bit is written back over the crash kernel's own memory",
+    f"derived from {CRASH}: what is taken for granted there",
+)
+_add_crash(
+    "crash-flush-sme",
+    "as crash-reserved-dirty, with a WBINVD of every CPU, the others' in the NMI",
+    CrashVariant(reserved_dirty=True, flush=True, times_out=False),
+    "",
+    "each CPU writes back what it has before it counts down",
+    "Linux arch/x86/kernel/crash.c: kdump_nmi_callback of an SNP host",
+    "every CPU counts down within the second for which the crashing one waits",
+)
+_add_crash(
+    "crash-flush-timeout-sme",
+    "as crash-flush, but a CPU may not have counted down when the second is over",
+    CrashVariant(reserved_dirty=True, flush=True),
+    INTACT,
+    "a CPU that has not taken the NMI has not written back, and the crash kernel runs",
+    "derived from the crash NMI's bounded wait",
+    from_cpus=2,
+)
+_add_crash(
+    "crash-without-sme",
+    "a crash, whose crash kernel runs without SME and reads old memory without the C-bit",
+    CrashVariant(dump_key=PLAIN),
+    DUMPED,
+    "a crash kernel that was booted without SME reads ciphertext",
+    "Linux arch/x86/kernel/crash_dump_64.c (992b649a3f01)",
+    CLEAN,
 )
