@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from .. import costs, lines, scaling
 from ..flow import Effect, Flow, Op, Words, add, each, op, put
 from ..machine import Machine
-from .host_cache_flush import PLAIN, SME, Bytes, Kernel
+from .host_cache_variant import PLAIN, SME, Bytes, Kernel
 
 __all__ = ["CrashVariant", "HostCacheCrash"]
 

@@ -16,9 +16,8 @@ arch/x86/kernel/{smp,process,machine_kexec_64,relocate_kernel_64}.
 
 from __future__ import annotations
 
-import enum
 import errno
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ghcbcore._cffi import lib
 from ghcbcore.profile import Profile
@@ -27,118 +26,18 @@ from .. import costs, lines, scaling
 from ..flow import Effect, Field, Flow, Op, Test, Words, add, call, each, op, put, when
 from ..machine import Machine
 from ..words import ask_nae
-
-KEY = int(lib.GHCB_KEY_SLOT_FIRST_ASID)
-"""The slot that stands for a KeyID of TDX, or for a guest's own key."""
-
-PLAIN, SME = int(lib.GHCB_KEY_SLOT_NONE), int(lib.GHCB_KEY_SLOT_SME)
-
-
-class Bytes(enum.IntEnum):
-    """What the line holds, and what the new kernel has read (``g.read``)."""
-
-    NOISE = int(lib.GHCB_LINE_NOISE)
-    OLD = 1
-    NEW = 2
-    NOT_READ = int(lib.GHCB_LINE_N_VALUES)
-
-
-class Kernel(enum.IntEnum):
-    """``g.kernel``: which kernel the boot CPU runs."""
-
-    OLD = 0
-    NEW = 1
-
-
-# Who flushes (``Variant.remote``, ``Variant.last``)
-NEVER, ALWAYS, FLAG = "never", "always", "cache_state_incoherent"
-
-# Where the boot CPU decides whether to flush (``Variant.decides``)
-BEFORE_SEGMENTS = "before load_segments"
-BY_CALL = "by a call after load_segments"
-BY_FLAG = "by its per-CPU flag after load_segments"
-INLINE = "inline after load_segments"
-
-
-@dataclass(frozen=True)
-class Variant:
-    """What distinguishes one design of the family from another.
-
-    Attributes
-    ----------
-    rules : str
-        ``sme``: any store under the old kernel is under the key. ``tdx``: only SEAMCALLs are.
-    guest : bool
-        A guest (of SEV or TDX) is kexec'ed, whose kernels use one and the same key.
-    remote, last : str
-        Who flushes: the other CPUs in ``stop_this_cpu``, the boot CPU in ``relocate_kernel``.
-    keeps_lines : bool
-        By WBNOINVD.
-    early : bool
-        All CPUs flush while the old kernel still runs, and not again.
-    after_copy : bool
-        The boot CPU flushes behind the copying.
-    decides : str
-        Where the boot CPU decides.
-    coherent : bool
-        The part reports SME_COHERENT.
-    by_online_mask : bool
-        The boot CPU waits for CPUs to be offline, not for their bits in cpus_stop_mask.
-    mask_line : bool
-        The line is the one in which cpus_stop_mask lies.
-    takes_back : bool
-        The boot CPU clears cpus_stop_mask once more when all bits are clear.
-    writes_on : bool
-        ``stop_this_cpu`` may write its stack after its WBINVD.
-    nmi : bool
-        NMI to those that have not reported within a second; WBINVD takes long.
-    flag_late : bool
-        A SEAMCALL sets cache_state_incoherent when it has returned.
-    kvm_flushes : str
-        ``""``, ``sometimes`` (when KVM needs no more SEAMCALLs) or ``at shutdown``.
-    partial_writes : str
-        ``""``, or on a part where a write of part of a private line poisons it: ``allowed`` or
-        ``refused`` when the image is loaded.
-    """
-
-    rules: str = "sme"
-    guest: bool = False
-    remote: str = NEVER
-    last: str = NEVER
-    keeps_lines: bool = False
-    early: bool = False
-    after_copy: bool = False
-    decides: str = BEFORE_SEGMENTS
-    coherent: bool = False
-    by_online_mask: bool = False
-    mask_line: bool = False
-    takes_back: bool = True
-    writes_on: bool = False
-    nmi: bool = False
-    flag_late: bool = False
-    kvm_flushes: str = ""
-    partial_writes: str = ""
-
-    @property
-    def old_key(self) -> int:
-        """The slot under which the old kernel's copy is."""
-        return SME if self.rules == "sme" and not self.guest else KEY
-
-    @property
-    def new_key(self) -> int:
-        """The slot under which the new kernel uses the line."""
-        return KEY if self.guest else PLAIN
-
-    @property
-    def has_flag(self) -> bool:
-        return FLAG in (self.remote, self.last)
-
-    def domains(self) -> dict[int, str]:
-        if self.guest:
-            return {KEY: "C=1" if self.rules == "sme" else "private"}
-        if self.rules == "sme":
-            return {PLAIN: "C=0", SME: "C=1"}
-        return {PLAIN: "no KeyID", KEY: "KeyID"}
+from .host_cache_variant import (
+    BEFORE_SEGMENTS,
+    BY_CALL,
+    BY_FLAG,
+    FLAG,
+    INLINE,
+    NEVER,
+    PLAIN,
+    Bytes,
+    Kernel,
+    Variant,
+)
 
 
 class HostCacheFlush:
@@ -161,8 +60,8 @@ class HostCacheFlush:
         flow.name_values("read", Bytes)
         if variant.has_flag:
             at_start = int(variant.rules == "sme")  # set when a CPU with SME comes up
-            flow.globals(incoherent=at_start, flushes=0)
-            flow.per_cpu(incoherent=at_start)
+            flow.globals(cache_state_incoherent=at_start, flushes=0)
+            flow.per_cpu(cache_state_incoherent=at_start)
         if variant.nmi:
             flow.per_cpu(in_mask=0, nmi=0)
         if self.asks:
@@ -190,7 +89,8 @@ class HostCacheFlush:
         flush = lines.wbnoinvd if self.v.keeps_lines else lines.wbinvd
         return flush(self.line, by, self.v.old_key)
 
-    def seamcall(self, by: Words) -> str:
+    @property
+    def seamcall(self) -> str:
         return f"SEAMCALL: the TDX module writes the line ({self.line.domains[self.v.old_key]})"
 
     @property
@@ -236,7 +136,7 @@ class HostCacheFlush:
         more = []
         if self.v.kvm_flushes:
             text = "KVM shuts down: WBINVD, clears cache_state_incoherent"
-            more = [put(cpu.incoherent, 0)]
+            more = [put(cpu.cache_state_incoherent, 0)]
         do = [self.wbinvd(cpu), put(cpu.asked, 0), add(g.asked, -1), *more]
         return [op(text, when=[cpu.asked == 1], do=do, to=to, cost=self.flush_ns)]
 
@@ -253,7 +153,7 @@ class HostCacheFlush:
             wrote = op(self.writes, do=[self.write(cpu)], to="busy")
             ap.at("old kernel", wrote, *about)
         elif not v.has_flag:
-            call_ = op(self.seamcall(cpu), do=[self.write(cpu)], to="busy", cost=costs.SEAMCALL)
+            call_ = op(self.seamcall, do=[self.write(cpu)], to="busy", cost=costs.SEAMCALL)
             ap.at("old kernel", call_, *about, ends=stays)
         else:
             self.seamcall_with_flag(about)
@@ -264,8 +164,8 @@ class HostCacheFlush:
     def seamcall_with_flag(self, about: list[Op]) -> None:
         """A SEAMCALL and its flag, and the interrupt that may come between the two."""
         cpu, ap = self.flow.cpu, self.cpu
-        flag = op("sets cache_state_incoherent", do=[put(cpu.incoherent, 1)])
-        call_ = op(self.seamcall(cpu), do=[self.write(cpu)], cost=costs.SEAMCALL)
+        flag = op("sets cache_state_incoherent", do=[put(cpu.cache_state_incoherent, 1)])
+        call_ = op(self.seamcall, do=[self.write(cpu)], cost=costs.SEAMCALL)
         first, second = (call_, flag) if self.v.flag_late else (flag, call_)
         ap.at("old kernel", first, *about)
         ap.at("SEAMCALL", second, *self.interrupts())
@@ -278,8 +178,8 @@ class HostCacheFlush:
         return [
             op(
                 "KVM: no more SEAMCALLs: WBINVD, clears cache_state_incoherent",
-                when=[cpu.incoherent == 1],
-                do=[self.wbinvd(cpu), put(cpu.incoherent, 0)],
+                when=[cpu.cache_state_incoherent == 1],
+                do=[self.wbinvd(cpu), put(cpu.cache_state_incoherent, 0)],
                 to="old kernel",
                 cost=costs.WBINVD,
                 after=costs.EVICTION,
@@ -312,11 +212,11 @@ class HostCacheFlush:
     def flush(self, again: list[Op]) -> None:
         """WBINVD, or not, just before the CPU reports."""
         v, cpu, ap = self.v, self.flow.cpu, self.cpu
-        needed = [cpu.incoherent == 1] if v.remote == FLAG else []
+        needed = [cpu.cache_state_incoherent == 1] if v.remote == FLAG else []
         skipped = []
         if v.remote == FLAG:
             text = "cache_state_incoherent is clear: no WBINVD"
-            skipped = [op(text, when=[cpu.incoherent == 0], to="report")]
+            skipped = [op(text, when=[cpu.cache_state_incoherent == 0], to="report")]
         if v.guest and v.remote != NEVER:
             ask = ask_nae(cpu, self.m.ghcb_gpa, lib.GHCB_NAE_WBINVD)
             text = "WBINVD: #VC, the IDT is still there: VMGEXIT"
@@ -351,7 +251,7 @@ class HostCacheFlush:
             text, more = "wbinvd_on_all_cpus: WBINVD, IPI to all other CPUs", []
             if v.kvm_flushes:
                 text = "syscore_shutdown: KVM: WBINVD here and, by IPI, on all other CPUs"
-                more = [put(g.incoherent, 0)]
+                more = [put(g.cache_state_incoherent, 0)]
             do = [self.wbinvd(flow.boot), *more, put(g.asked, self.m.n_cpus - 1)]
             do.append(each(put(flow.other.asked, 1)))
             boot.at("flush all", op(text, do=do, cost=costs.WBINVD, after=costs.MS))
@@ -364,10 +264,10 @@ class HostCacheFlush:
         v, flow, boot, g = self.v, self.flow, self.boot, self.flow.g
         if v.rules == "sme" or v.guest:
             return
-        flag = [put(g.incoherent, 1)] if v.has_flag else []
+        flag = [put(g.cache_state_incoherent, 1)] if v.has_flag else []
         do = [*flag, self.write(flow.boot)]
         none = op("no SEAMCALL")
-        boot.at("old kernel", op(self.seamcall(flow.boot), do=do, cost=costs.SEAMCALL), none)
+        boot.at("old kernel", op(self.seamcall, do=do, cost=costs.SEAMCALL), none)
 
     def stop_others(self) -> None:
         """native_stop_other_cpus."""
@@ -410,7 +310,7 @@ class HostCacheFlush:
             boot.at("machine_kexec", op(text, do=[self.write(flow.boot)]), elsewhere)
         reads, do = "", []
         if v.last == FLAG and v.decides == BEFORE_SEGMENTS:
-            reads, do = "reads cache_state_incoherent; ", [put(g.flushes, g.incoherent)]
+            reads, do = "reads cache_state_incoherent; ", [put(g.flushes, g.cache_state_incoherent)]
         boot.at("segments", op(f"{reads}load_segments: GS base 0; GDT and IDT gone", do=do))
         if v.decides == BY_CALL:
             text = "calls a function: call depth tracking writes through GS: #PF"

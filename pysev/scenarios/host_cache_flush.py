@@ -18,7 +18,8 @@ from ghcbcore._cffi import lib
 from .. import lines
 from ..flow import Flow
 from ..flows.host_cache_crash import CrashVariant, Dumped, HostCacheCrash
-from ..flows.host_cache_flush import (
+from ..flows.host_cache_flush import HostCacheFlush
+from ..flows.host_cache_variant import (
     ALWAYS,
     BY_CALL,
     BY_FLAG,
@@ -27,7 +28,6 @@ from ..flows.host_cache_flush import (
     PLAIN,
     SME,
     Bytes,
-    HostCacheFlush,
     Kernel,
     Variant,
 )

@@ -26,7 +26,7 @@ from pysev import (
 )
 from pysev.checking import DEADLOCK, LIVELOCK, CheckResult, evaluate
 from pysev.flow import Flow, Op, put
-from pysev.flows.host_cache_flush import KEY, SME, Bytes, Kernel
+from pysev.flows.host_cache_variant import KEY, SME, Bytes, Kernel
 from pysev.report import check_text, is_expected
 from pysev.scenarios import host_cache_flush as family
 
@@ -376,7 +376,9 @@ def test_a_flag_is_set_wherever_a_line_can_be_dirty():
     line = lines.Line(flow.places[0], {KEY: ""}, Bytes)
 
     def holds(s: States) -> np.ndarray:
-        flags = np.concatenate([s.g.incoherent[:, None], s.cpu.incoherent], axis=1)
+        flags = np.concatenate(
+            [s.g.cache_state_incoherent[:, None], s.cpu.cache_state_incoherent], axis=1
+        )
         return (~lines.is_dirty(s, line, KEY) | (flags == 1)).all(axis=1)
 
     assert check(flow, 4, properties=[Property("marked", "always", holds)]).verdict == "holds"
@@ -527,7 +529,7 @@ MUTATIONS = [
         CPU,
         "old kernel",
         "sets",
-        without_effect("cpu.incoherent"),
+        without_effect("cpu.cache_state_incoherent"),
         family.INTACT,
         "a SEAMCALL does not set the flag",
     ),
@@ -536,7 +538,7 @@ MUTATIONS = [
         BOOT,
         "old kernel",
         "SEAMCALL",
-        without_effect("g.incoherent"),
+        without_effect("g.cache_state_incoherent"),
         family.INTACT,
         "a SEAMCALL of the last CPU does not set the flag",
     ),
@@ -575,7 +577,7 @@ MUTATIONS = [
         CPU,
         "busy",
         "KVM",
-        without_effect("cpu.incoherent"),
+        without_effect("cpu.cache_state_incoherent"),
         DEADLOCK,
         "KVM's shutdown leaves the flag, so that stop_this_cpu flushes once more",
     ),
