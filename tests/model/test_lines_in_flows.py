@@ -486,6 +486,37 @@ def test_properties_see_what_is_dirty_where_and_what_memory_gives():
     assert result.verdict == "holds" and result.reached == {"dirty": True}
 
 
+def test_a_cpu_that_was_picked_acts_on_its_own_copies():
+    flow, line = small()
+    flow.per_cpu(chosen=0)
+    flow.globals(read=0)
+    other = flow.other
+    boot = flow.agent("boot CPU")
+    stores = [lines.store(line, other, SME, 2), put(other.chosen, 1)]
+    boot.at("store", op("store", pick=True, do=stores))
+    loads = [lines.load(line, other, SME, flow.g.read)]
+    boot.at("load", op("load", pick=True, when=[other.chosen == 0], do=loads))
+    flushes = [lines.wbinvd(line, other, SME)]
+    boot.at("flush", op("flush", pick=True, when=[other.chosen == 1], do=flushes))
+    boot.at("done", ends=True)
+    idle = flow.agent("CPU", per_cpu=True)
+    idle.at("idle", op("never", when=[flow.cpu.chosen == 2]), ends=True)
+    idle.at("end", ends=True)
+
+    def where(s):
+        dirty = lines.is_dirty(s, line, SME)[:, 1:]
+        chosen = (s.cpu.chosen == 1) & s.at("boot CPU", "load", "flush")[:, None]
+        return (dirty == chosen).all(axis=1)
+
+    flow.always("dirty on the chosen CPU until it flushes", where)
+    flow.at_end("read by another", lambda s: s.g.read == 2)
+    flow.at_end("written back", lambda s: lines.content(s, line, SME) == 2)
+    for symmetric in (True, False):
+        result = check(flow, 4, symmetric=symmetric)
+        assert result.verdict == "holds", result
+    assert run(flow, Machine.of(4), 1).verdict == "holds"
+
+
 # -- what cannot be declared -------------------------------------------------------------------
 
 
