@@ -432,6 +432,7 @@ _add(
 CRASH = "Linux arch/x86/kernel/{crash,reboot}.c; T. Lendacky on the missing SME flush of a crash"
 DECRYPTED = "with SME the crash image is loaded without the C-bit"
 CLEAN = "no line of the reserved memory is dirty with the C-bit once the image is loaded"
+COUNTED = "every CPU counts down within the second for which the crashing one waits"
 
 
 def _add_crash(
@@ -473,10 +474,11 @@ _add_crash(
 _add_crash(
     "crash-reserved-dirty-sme",
     "as crash, but a line of the reserved memory may be dirty with the C-bit",
-    CrashVariant(reserved_dirty=True),
+    CrashVariant(reserved_dirty=True, times_out=False),
     INTACT,
     "a dirty line with the C-bit is written back over the crash kernel's own memory",
     f"derived from {CRASH}: what is taken for granted there",
+    COUNTED,
 )
 _add_crash(
     "crash-flush-sme",
@@ -485,14 +487,14 @@ _add_crash(
     "",
     "each CPU writes back what it has before it counts down",
     "Linux arch/x86/kernel/crash.c: kdump_nmi_callback of an SNP host",
-    "every CPU counts down within the second for which the crashing one waits",
+    COUNTED,
 )
 _add_crash(
     "crash-flush-timeout-sme",
     "as crash-flush, but a CPU may not have counted down when the second is over",
     CrashVariant(reserved_dirty=True, flush=True),
     INTACT,
-    "a CPU that has not taken the NMI has not written back, and the crash kernel runs",
+    "a CPU that has not taken the NMI writes on and has not written back beside the crash kernel",
     "derived from the crash NMI's bounded wait",
     from_cpus=2,
 )
