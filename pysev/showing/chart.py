@@ -70,10 +70,12 @@ def chart_of(flow: Flow) -> list[AgentChart]:
     of_host = {f"{block}.{name}" for block in ("boot", "cpu") for name in VCPU_DTYPE.names or ()}
     states = {name for name in of_host if terms.is_named(flow, name.partition(".")[2])}
     tested = set(_tested_words(flow)) - of_host | states
-    return [_agent(flow, agent, tested) for agent in flow.agents]
+    ops = [o for agent in flow.agents for o in _ops(agent)]
+    scratch = {word for o in ops for word in terms.scratch_words(o.do)}
+    return [_agent(flow, agent, (tested - scratch, scratch)) for agent in flow.agents]
 
 
-def _agent(flow: Flow, agent: Agent, tested: set[str]) -> AgentChart:
+def _agent(flow: Flow, agent: Agent, words: tuple[set[str], set[str]]) -> AgentChart:
     labels = list(agent.labels)
     always = {_key(test) for test in agent.only_while}
     edges: dict[tuple[object, ...], Edge] = {}
@@ -90,7 +92,7 @@ def _agent(flow: Flow, agent: Agent, tested: set[str]) -> AgentChart:
                 target,
                 terms.one_line(o.text),
                 tuple(terms.test_text(flow, test) for test in tests if _key(test) not in known),
-                () if o.hazard else tuple(terms.effects_text(flow, o.do, tested)),
+                () if o.hazard else tuple(terms.effects_text(flow, o.do, *words)),
                 o.pick,
                 o.hazard,
             )

@@ -17,6 +17,7 @@ import numpy as np
 
 from ghcbcore._cffi import lib
 
+from .. import frames
 from ..compiler import Compiled
 from ..flow import Effect, Field, Op, Test
 from . import terms
@@ -52,7 +53,10 @@ class Actor:
 
 @dataclass(frozen=True)
 class Change:
-    """A word that a step changed; ``owner`` is ``boot`` for the boot CPU's vCPU, else empty."""
+    """A word that a step changed; ``owner`` is ``boot`` for the boot CPU's vCPU, else empty.
+
+    Of a page ``views`` says which views of it changed, and how.
+    """
 
     place: Place
     owner: str
@@ -60,6 +64,13 @@ class Change:
     old: str
     new: str
     is_named: bool
+    views: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        if self.views:
+            return f"{self.word}: {', '.join(self.views)}"
+        return f"{self.word} {self.old} -> {self.new}"
 
     @property
     def cpu(self) -> int:
@@ -177,6 +188,7 @@ def _changes(compiled: Compiled, before: Array, after: Array) -> Iterator[Change
     positions = {agent.pc.name for agent in flow.agents}
     common = {f.index: f for words in (flow.vm, flow.boot, flow.g) for f in words}
     own = {f.index: f for f in flow.cpu}
+    pages = {word.name for region in flow.frame_regions for word, _ in region.words}
     for at in np.flatnonzero(before != after).tolist():
         if at < program.n_global:
             cpu, index, found = 0, at, common[at]
@@ -189,7 +201,10 @@ def _changes(compiled: Compiled, before: Array, after: Array) -> Iterator[Change
         old, new = (terms.value_text(flow, word, int(r[at])) for r in (before, after))
         owner = "boot" if found.name.startswith("boot.") else ""
         named = terms.is_named(flow, word) and word != "entry"  # which only the host looks at
-        yield Change((cpu, index), owner, word, old, new, named)
+        views: tuple[str, ...] = ()
+        if found.name in pages:
+            views = tuple(frames.changes(int(before[at]), int(after[at])))
+        yield Change((cpu, index), owner, word, old, new, named or bool(views), views)
 
 
 def _reads(compiled: Compiled, o: Op, move: Move) -> Iterator[Place]:
@@ -210,6 +225,10 @@ def _reads(compiled: Compiled, o: Op, move: Move) -> Iterator[Place]:
         yield from of_tests(e.tests, bound)
         if isinstance(e.value, Field):
             yield place(e.value, bound)
+        if e.frame is not None and not isinstance(e.value, str):
+            words = compiled.flow.frame_regions[e.frame[0]].words
+            which = words if isinstance(e.value, Field) else words[e.value : e.value + 1]
+            yield from (place(word, bound) for word, _ in which)
         everybody = range(compiled.n_others) if e.opcode == lib.GHCB_OP_EACH else (bound,)
         for cpu in everybody:
             for inner in (*e.body, *e.otherwise):
@@ -244,11 +263,14 @@ def changes_text(groups: Sequence[tuple[Actor, Sequence[Change]]]) -> list[str]:
     """
     common: dict[tuple[Place, str], list[str]] = {}
     own: dict[str, None] = {}
+    pages: dict[str, None] = {}
     others: dict[str, set[int]] = {}
     for actor, changes in groups:
         for c in changes:
-            text = f"{c.word} {c.old} -> {c.new}"
-            if c.cpu == 0:
+            text = c.text
+            if c.views:
+                pages.setdefault(text)
+            elif c.cpu == 0:
                 name = f"{c.owner} {c.word}".strip()
                 common.setdefault((c.place, name), [c.old, c.new])[1] = c.new
             elif c.cpu == actor.cpu:
@@ -256,7 +278,7 @@ def changes_text(groups: Sequence[tuple[Actor, Sequence[Change]]]) -> list[str]:
             else:
                 others.setdefault(text, set()).add(c.cpu)
     lines = [f"{name} {old} -> {new}" for (_, name), (old, new) in common.items()]
-    lines += own
+    lines += [*pages, *own]
     together: dict[tuple[int, ...], list[str]] = {}
     for text, cpus in others.items():
         together.setdefault(tuple(sorted(cpus)), []).append(text)

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Iterator
 
 from ghcbcore._cffi import lib
 
+from .. import frames
 from ..checking import VALUE_NAMES
 from ..flow import WORD, Effect, Field, Flow, Test
 
-__all__ = ["changed_words", "effects_text", "is_named", "one_line", "test_text", "value_text"]
+__all__ = ["effects_text", "is_named", "one_line", "scratch_words", "test_text", "value_text"]
 
 SIGNS = {
     lib.GHCB_OP_EQ: "==",
@@ -64,26 +65,48 @@ def test_text(flow: Flow, test: Test) -> str:
     """Return a condition as text: ``stopping == 0``."""
     if isinstance(test.value, Field):
         value = field_text(test.value)
+    elif any(test.field.name == word.name for r in flow.frame_regions for word, _ in r.words):
+        return _page_test(test, test.value & WORD)
     else:
         value = value_text(flow, bare(test.field), test.value & WORD)
     return f"{field_text(test.field)} {SIGNS[test.opcode]} {value}"
 
 
-def effects_text(flow: Flow, effects: Iterable[Effect], words: set[str]) -> list[str]:
-    """Return what effects do to some words (names with their block, ``other`` being ``cpu``)."""
-    return [text for effect in effects for text in _effect(flow, effect, words)]
+def _page_test(test: Test, value: int) -> str:
+    """Return a condition on one view of a page: ``leaf_1's page table == shared``."""
+    mask = test.field.mask
+    near = (value + (mask & -mask)) & mask  # another value of the same view
+    shown = frames.changes(near, value)
+    if len(shown) == 1 and " -> " in shown[0]:
+        view, _, name = shown[0].rpartition(" -> ")
+        view = view.rpartition(" ")[0]
+        return f"{bare(test.field)}'s {view} {SIGNS[test.opcode]} {name}"
+    return f"{field_text(test.field)} {SIGNS[test.opcode]} {value:#x}"
 
 
-def _effect(flow: Flow, e: Effect, words: set[str]) -> Iterator[str]:
+def effects_text(
+    flow: Flow, effects: Iterable[Effect], words: set[str], scratch: set[str]
+) -> list[str]:
+    """Return what effects do to some words (names with their block, ``other`` being ``cpu``).
+
+    What depends on a word of ``scratch`` is left out: answers that are used up at once.
+    """
+    return [text for effect in effects for text in _effect(flow, effect, words, scratch)]
+
+
+def _effect(flow: Flow, e: Effect, words: set[str], scratch: set[str]) -> Iterator[str]:
     if e.opcode == lib.GHCB_OP_SKIP:
+        if any(place_name(test.field) in scratch for test in e.tests):
+            return
         condition = " and ".join(test_text(flow, test) for test in e.tests)
-        body, otherwise = effects_text(flow, e.body, words), effects_text(flow, e.otherwise, words)
+        body = effects_text(flow, e.body, words, scratch)
+        otherwise = effects_text(flow, e.otherwise, words, scratch)
         if body:
             yield f"if {condition}: {', '.join(body)}"
         if otherwise:
             yield f"if not {condition}: {', '.join(otherwise)}"
     elif e.opcode == lib.GHCB_OP_EACH:
-        body = effects_text(flow, e.body, words)
+        body = effects_text(flow, e.body, words, scratch)
         if body:
             yield f"every other CPU: {', '.join(body)}"
     elif e.target is not None and place_name(e.target) in words and e.frame is None:
@@ -112,9 +135,9 @@ def place_name(field: Field) -> str:
     return f"{'cpu' if block == 'other' else block}.{name}"
 
 
-def changed_words(effects: Iterable[Effect]) -> Iterator[str]:
-    """Return the names of the words that effects put something into."""
+def scratch_words(effects: Iterable[Effect]) -> Iterator[str]:
+    """Return the names of the words that take answers of operations on pages and on places."""
     for e in effects:
-        yield from changed_words((*e.body, *e.otherwise))
-        if e.target is not None and e.opcode != lib.GHCB_OP_CALL:
+        yield from scratch_words((*e.body, *e.otherwise))
+        if e.target is not None and (e.frame is not None or e.reach is not None):
             yield place_name(e.target)
