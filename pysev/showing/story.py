@@ -48,7 +48,12 @@ class Actor:
         """Two lines over a column."""
         if self.cpu:
             return f"CPU {self.cpu}", self.title
-        return ("CPU 0", self.title) if self.title == "boot CPU" else ("", self.title)
+        return ("CPU 0", self.title) if self.is_cpu_0 else ("", self.title)
+
+    @property
+    def is_cpu_0(self) -> bool:
+        """Whether it is the CPU that has no number: ``boot CPU``, ``crash CPU`` ..."""
+        return not self.cpu and self.title.endswith(" CPU")
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def _same_step(a: Moment, b: Moment) -> bool:
 
 
 def columns_of(rows: list[Row]) -> list[Column]:
-    """Return the columns: the boot CPU and its like first, then CPUs, kind by kind."""
+    """Return the columns: the boot CPU first, then other CPUs, kind by kind, then all else."""
     where: dict[Actor, list[int]] = {}
     for i, row in enumerate(rows):
         for moment in row.moments:
@@ -106,7 +106,7 @@ def columns_of(rows: list[Row]) -> list[Column]:
 
 def _order(column: Column) -> tuple[bool, bool, int, int]:
     first = column.actors[0]
-    return first.title != "boot CPU", not first.cpu, first.kind, first.cpu
+    return not first.is_cpu_0, not first.cpu, first.kind, first.cpu
 
 
 def timeline(

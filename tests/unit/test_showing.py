@@ -10,9 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from random_flows import flows
 
+from ghcbcore._cffi import lib
 from ghcbcore.errors import OutOfRange, SevError, StateConflict
 from ghcbcore.simulator import EVENT_DTYPE, Simulator
-from pysev import check
+from pysev import check, frames
 from pysev.checking import DEADLOCK, LIVELOCK
 from pysev.flow import Flow, add, each, op, put, when
 from pysev.showing.chart import chart_of, dot_chart, mermaid_chart
@@ -78,6 +79,42 @@ def test_a_cpu_that_does_something_else_has_its_own_column():
     story = told(*ALL[:3], "boot CPU: chooses (CPU 2)", "AP 3: answers")
     heads = timeline(story).splitlines()[0]
     assert "CPUs 1-2" in heads and "CPU 3" in heads
+
+
+def test_columns_are_cpu_0_then_cpus_then_all_else():
+    flow = Flow("order")
+    for name, per_cpu in (("memory", False), ("AP", True), ("crash CPU", False)):
+        flow.agent(name, per_cpu=per_cpu).at("a", op(f"{name} acts", to="."), ends=True)
+    story = told("memory: memory acts", "AP 1: AP acts", "crash CPU: crash CPU acts", flow=flow)
+    first, second = (re.split("  +", s.strip()) for s in timeline(story).splitlines()[:2])
+    assert (first, second) == (["CPU 0", "CPU 1", "memory"], ["crash CPU", "AP"])
+
+
+def test_a_page_is_shown_by_the_views_that_changed():
+    flow = Flow("page")
+    page = frames.declare(flow, "page", 1)
+    flow.globals(answer=0)
+    boot, host = flow.agent("boot CPU"), flow.agent("host")
+    to_guest = frames.happen(page, 0, frames.rmpupdate(True), flow.g.answer)
+    host.at("give", op("RMPUPDATE", do=[to_guest]))
+    host.at("end", ends=True)
+    word = page.words[0][0]
+    mask = (1 << lib.FRAME_MAPPING_WIDTH) - 1
+    shared = word & (mask << lib.FRAME_MAPPING_SHIFT)
+    private = lib.FRAME_PRIVATE << lib.FRAME_MAPPING_SHIFT
+    validate = frames.happen(page, 0, frames.pvalidate(True), flow.g.answer)
+    boot.at(
+        "map",
+        op("maps", do=[frames.happen(page, 0, frames.map_as(lib.FRAME_PRIVATE), flow.g.answer)]),
+    )
+    boot.at("use", op("PVALIDATE", when=[shared == private], do=[validate]))
+    boot.at("end", ends=True)
+    story = told("host: RMPUPDATE", "boot CPU: maps", "boot CPU: PVALIDATE", n_cpus=1, flow=flow)
+    text = timeline(story)
+    assert "(page_0: RMP hypervisor -> guest_invalid)" in text
+    assert "(page_0: page table unmapped -> private)" in text
+    assert (0, "boot CPU") in {(step, actor.name) for step, actor in story.arrows}
+    assert "wait until page_0's page table == private: PVALIDATE" in pseudocode(flow)
 
 
 def test_an_agent_that_does_nothing_has_no_column():
