@@ -3,14 +3,16 @@
 Every step is found among those that are possible where it stands and made by the one ``step``
 (``ghcbcore.machine``). Properties are looked at after each; at the end also, whether everybody may
 rest where nothing happens any more, and else whether some order of events still leads to an end:
-for that the states behind the last step are searched, ``MAX_SEARCHED`` at most.
+for that the states behind the last step are searched, ``MAX_SEARCHED`` at most, and no more of a
+large machine than fit into ``MAX_SEARCHED_BYTES``.
 """
 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +32,7 @@ from .story import Array, Moment, Move, Story, changes_text, moment_of
 
 __all__ = ["MAX_SEARCHED", "Replay", "replay"]
 
-MAX_SEARCHED = 20_000
+MAX_SEARCHED, MAX_SEARCHED_BYTES = 20_000, 1 << 28
 MAX_NAMED = 8
 
 
@@ -223,24 +225,34 @@ def _leads_to_an_end(compiled: Compiled, record: Array, ends: Sequence[Property]
     An end is a state after which nothing happens, or one in which every agent may rest and every
     ``end`` property holds, as for ``check``.
     """
-    seen = {record.tobytes()}
-    todo = [record.copy()]
-    while todo:
-        at = todo.pop()
-        moves = compiled.program.moves(at)
-        states = States.of_record(compiled, at)
-        if not moves or (states.at_rest()[0] and all(evaluate(p, states)[0] for p in ends)):
-            return True
-        for move in moves:
-            after = at.copy()
+    limit = min(MAX_SEARCHED, MAX_SEARCHED_BYTES // record.nbytes)
+    seen: set[bytes] = set()
+    at: list[tuple[Array, Iterator[Move]]] = []
+    here: Array | None = record
+    while True:
+        if here is not None:
+            moves = compiled.program.moves(here)
+            states = States.of_record(compiled, here)
+            if not moves or (states.at_rest()[0] and all(evaluate(p, states)[0] for p in ends)):
+                return True
+            at.append((here.copy(), iter(moves)))
+            here = None
+        while at and here is None:
+            before, rest = at[-1]
+            move = next(rest, None)
+            if move is None:
+                at.pop()
+                continue
+            after = before.copy()
             compiled.program.step(after, *move)
-            key = after.tobytes()
+            key = hashlib.blake2b(after.tobytes(), digest_size=16).digest()
             if key not in seen:
-                if len(seen) >= MAX_SEARCHED:
-                    return None
                 seen.add(key)
-                todo.append(after)
-    return False
+                here = after
+        if here is None:
+            return False
+        if len(seen) >= limit:
+            return None
 
 
 def _find(compiled: Compiled, record: Array, script: Script, line: StepLine) -> Move:

@@ -365,8 +365,12 @@ def test_a_search_for_an_end_is_given_up_some_time(monkeypatch):
     flow.globals(n=0)
     boot = flow.agent("boot CPU")
     boot.at("count", op("+ 1", do=[add(flow.g.n, 1)], to="."))
-    monkeypatch.setattr("pysev.showing.replay.MAX_SEARCHED", 50)
+    with monkeypatch.context() as m:
+        m.setattr("pysev.showing.replay.MAX_SEARCHED", 50)
+        assert steps_of(flow, 1).verdict == "unknown"
+    monkeypatch.setattr("pysev.showing.replay.MAX_SEARCHED_BYTES", 1 << 10)
     assert steps_of(flow, 1).verdict == "unknown"
+    assert steps_of(relay(), 100).verdict == "unknown"  # one state is more than that
 
 
 @pytest.mark.parametrize(
