@@ -47,12 +47,33 @@ cdef struct Move:
 cdef Move _move
 MOVE_DTYPE = _np.asarray(<Move[:1]> &_move).dtype
 
-cdef struct Due:
-    uint64_t when
-    uint64_t agent
+
+cdef struct Run:
+    # words in a row
+    uint32_t operand
+    uint32_t n
+
+
+cdef struct Agent:
+    int32_t role
+    int32_t slice
+    int32_t place  # in the heap, or NONE
+    int32_t n_watches
+    uint64_t armed_at  # the position to whose alternatives its delays belong
+
+
+cdef struct Node:
+    # a watch; what is read together lies together
+    int32_t next
+    int32_t prev
+    int32_t listed
+    uint32_t insn
+    int32_t alt  # an alternative that waits for a CPU to bind; NONE: one test counts
 
 
 cdef enum:
+    AGENT_WORDS = 3  # of 64 bits
+    NODE_WORDS = 5  # of 32
     NONE = -1
     MOVED = 0xffffffff  # in place of a test: the watch of an agent's own position
     WAKE_NS = 64  # a sleeper notices within this time
@@ -63,10 +84,6 @@ cdef inline bint reads_other(const ghcb_insn_t *insn) noexcept nogil:
     return insn.a >> clib.GHCB_BLOCK_SHIFT == clib.GHCB_BLOCK_OTHER or (
         insn.b_is_word and insn.b >> clib.GHCB_BLOCK_SHIFT == clib.GHCB_BLOCK_OTHER
     )
-
-
-cdef inline bint earlier(Due a, Due b) noexcept nogil:
-    return (a.when < b.when) | ((a.when == b.when) & (a.agent < b.agent))
 
 
 @cython.final
@@ -106,29 +123,24 @@ cdef class Simulator:
     cdef object _keep  # arrays behind the pointers
     cdef object _lock  # held by advance, which releases the GIL
     # agents
-    cdef int32_t *agent_role
-    cdef int32_t *agent_slice
+    cdef Agent *agents
     cdef uint64_t *armed  # [agent, slot]: when a delayed alternative may happen; 0: not running
-    cdef uint64_t *armed_at  # the position whose alternatives these are
+    cdef uint8_t *has_delay  # of each position of the program: has it an alternative with a delay?
     # heap of agents that have a time
-    cdef Due *heap
-    cdef int32_t *place
+    cdef uint64_t *heap_when  # apart: written together, they would be read again too early
+    cdef int32_t *heap_agent
     cdef Py_ssize_t n_heap
     # watches: [agent, k], in doubly linked lists, one for each word
     cdef int32_t *head
-    cdef int32_t *next
-    cdef int32_t *prev
-    cdef int32_t *listed
-    cdef uint32_t *watch_insn
-    cdef int32_t *watch_alt  # an alternative that waits for a CPU to bind; NONE: one test counts
-    cdef int32_t *n_armed_watches
+    cdef Node *node
     # what each alternative writes
-    cdef uint32_t *write_first
-    cdef uint32_t *writes
+    cdef uint32_t *run_first
+    cdef Run *runs
     cdef uint64_t *shadow
     # of each alternative that binds a CPU (numbered from 0 by `binder`): the CPUs that fit
     cdef int32_t *binder
-    cdef int32_t *bound_alt
+    cdef uint32_t *test_first  # of each binder: its tests of constants
+    cdef uint32_t *tests
     cdef int32_t *members  # [binder, k]
     cdef int32_t *member_at  # [binder, cpu]: index in members, or NONE
     cdef int32_t *n_members
@@ -161,18 +173,21 @@ cdef class Simulator:
         self.n_agents = sum(counts)
         self._keep = []
         self._lock = _Lock()
-        self.agent_role = <int32_t *> self._array(self.n_agents, _np.int32)
-        self.agent_slice = <int32_t *> self._array(self.n_agents, _np.int32)
+        self.agents = <Agent *> self._array(AGENT_WORDS * self.n_agents, _np.uint64)
         for r in range(len(counts)):
             for i in range(counts[r]):
-                self.agent_role[a] = <int32_t> r
-                self.agent_slice[a] = <int32_t> i if program.role[r].block == clib.GHCB_BLOCK_OWN else NONE
+                self.agents[a].role = <int32_t> r
+                self.agents[a].slice = <int32_t> i if program.role[r].block == clib.GHCB_BLOCK_OWN else NONE
+                self.agents[a].place = NONE
                 a += 1
         self._measure()
-        self.heap = <Due *> self._array(2 * self.n_agents, _np.uint64)
-        self.place = <int32_t *> self._array(self.n_agents, _np.int32, NONE)
+        self.heap_when = <uint64_t *> self._array(self.n_agents, _np.uint64)
+        self.heap_agent = <int32_t *> self._array(self.n_agents, _np.int32)
         self.armed = <uint64_t *> self._array(self.n_agents * self.slots, _np.uint64)
-        self.armed_at = <uint64_t *> self._array(self.n_agents, _np.uint64)
+        self.has_delay = <uint8_t *> self._array(len(program.positions), _np.uint8)
+        for r in range(len(program.positions) - 1):
+            first, end = program.positions[r], program.positions[r + 1]
+            self.has_delay[r] = bool(program.alts["delay_ns"][first:end].any())
         self.n_lists = program.n_global + (self.n_others + 1) * program.n_slice
         if max(self.n_lists, self.n_agents * self.n_watches) >> 31:
             raise _errors.OutOfRange(
@@ -181,12 +196,7 @@ cdef class Simulator:
             )
         self.head = <int32_t *> self._array(self.n_lists, _np.int32, NONE)
         n = self.n_agents * self.n_watches
-        self.next = <int32_t *> self._array(n, _np.int32, NONE)
-        self.prev = <int32_t *> self._array(n, _np.int32, NONE)
-        self.listed = <int32_t *> self._array(n, _np.int32, NONE)
-        self.watch_insn = <uint32_t *> self._array(n, _np.uint32)
-        self.watch_alt = <int32_t *> self._array(n, _np.int32, NONE)
-        self.n_armed_watches = <int32_t *> self._array(self.n_agents, _np.int32)
+        self.node = <Node *> self._array(NODE_WORDS * n, _np.uint32)
         self._index_binders()
         self.executed = _np.zeros(len(program.alts), dtype=_np.uint64)
         cdef uint64_t[::1] executed = self.executed
@@ -213,7 +223,7 @@ cdef class Simulator:
         insns, alts = program.insns, program.alts
         self.slots = int(_np.diff(program.positions).max())
         per_position = {}
-        firsts, writes, calls = [0], [], []
+        firsts, runs, calls = [0], [], []
         vcpu = range(clib.GHCB_VCPU_WORDS)
         for alt in alts:
             guards = insns[int(alt["guard"]) : int(alt["guard"]) + int(alt["n_guards"])]
@@ -240,22 +250,26 @@ cdef class Simulator:
                     words.add(int(insn["a"]))
                 elif insn["op"] in (clib.GHCB_OP_SET, clib.GHCB_OP_ADD, clib.GHCB_OP_SHR):
                     words.add(int(insn["a"]))
-            writes += sorted(words)
-            firsts.append(len(writes))
+            run = None
+            for word in sorted(words):
+                if run is not None and word == run[0] + run[1]:
+                    run[1] += 1
+                else:
+                    run = [word, 1]
+                    runs.append(run)
+            firsts.append(len(runs))
             # of an EACH with no CPU to take, what stands around it is left
             calls.append(n_calls * (max(1, self.n_others) if alt["each"] else 1))
         self.n_watches = max(per_position.values()) + 1  # its own position
-        cdef uint32_t[::1] view
-        for name, values in (("first", firsts), ("writes", writes or [0]), ("calls", calls)):
-            array = _np.array(values, dtype=_np.uint32)
-            self._keep.append(array)
-            view = array
-            if name == "first":
-                self.write_first = &view[0]
-            elif name == "writes":
-                self.writes = &view[0]
-            else:
-                self.n_calls = &view[0]
+        self.n_calls = <uint32_t *> self._numbers(calls)
+        self.run_first = <uint32_t *> self._numbers(firsts)
+        self.runs = <Run *> self._numbers([number for run in runs for number in run])
+
+    cdef void *_numbers(self, values) except NULL:
+        array = _np.array(values or [0], dtype=_np.uint32)
+        cdef uint32_t[::1] view = array
+        self._keep.append(array)
+        return &view[0]
 
     def _reached(self, mask):
         """Return the operands of all words that an operation on a place may change."""
@@ -272,15 +286,21 @@ cdef class Simulator:
         alts, insns = self.program.alts, self.program.insns
         binding = [i for i, alt in enumerate(alts) if alt["binds"]]
         readers = [[] for _ in range(self.program.n_slice)]
+        firsts, tests = [0], []
         for b, i in enumerate(binding):
             first = int(alts[i]["guard"])
-            for insn in insns[first : first + int(alts[i]["n_guards"])]:
-                index = int(insn["a"]) & clib.GHCB_BLOCK_WORD
-                if self._is_constant_test(insn) and b not in readers[index]:
+            for k in range(first, first + int(alts[i]["n_guards"])):
+                index = int(insns[k]["a"]) & clib.GHCB_BLOCK_WORD
+                if not self._is_constant_test(insns[k]):
+                    continue
+                tests.append(k)
+                if b not in readers[index]:
                     readers[index].append(b)
+            firsts.append(len(tests))
         n = len(binding)
         self.binder = <int32_t *> self._array(len(alts), _np.int32, NONE)
-        self.bound_alt = <int32_t *> self._array(n, _np.int32)
+        self.test_first = <uint32_t *> self._numbers(firsts)
+        self.tests = <uint32_t *> self._numbers(tests)
         self.members = <int32_t *> self._array(n * self.n_others, _np.int32)
         self.member_at = <int32_t *> self._array(n * self.n_others, _np.int32, NONE)
         self.n_members = <int32_t *> self._array(n, _np.int32)
@@ -295,7 +315,6 @@ cdef class Simulator:
         self.reader_first[self.program.n_slice] = <uint32_t> at
         for b_index in range(n):
             self.binder[<Py_ssize_t> binding[b_index]] = <int32_t> b_index
-            self.bound_alt[b_index] = binding[b_index]
             for cpu in range(self.n_others):
                 self.mend(b_index, cpu)
 
@@ -335,59 +354,63 @@ cdef class Simulator:
         """Return a number in [0, below): the next of the stream that the seed names."""
         cdef uint64_t z = self.seed + self.n_choices * <uint64_t> 0x9e3779b97f4a7c15
         self.n_choices += 1
+        if below <= 1:
+            return 0
         z = (z ^ (z >> 30)) * <uint64_t> 0xbf58476d1ce4e5b9
         z = (z ^ (z >> 27)) * <uint64_t> 0x94d049bb133111eb
         z ^= z >> 31
-        return z % below if below > 1 else 0
+        return z % below
 
     # -- heap ------------------------------------------------------------------------------
 
-    cdef inline void put(self, Py_ssize_t at, Due due) noexcept nogil:
-        self.heap[at] = due
-        self.place[due.agent] = <int32_t> at
+    cdef inline bint earlier(self, uint64_t when, int32_t agent, Py_ssize_t at) noexcept nogil:
+        """Answer whether a time of an agent comes before what lies at a place of the heap."""
+        return (when < self.heap_when[at]) | ((when == self.heap_when[at]) & (agent < self.heap_agent[at]))
 
-    cdef inline void sift_up(self, Py_ssize_t at, Due due) noexcept nogil:
-        cdef Py_ssize_t up
-        while at:
-            up = (at - 1) // 2
-            if not earlier(due, self.heap[up]):
-                break
-            self.put(at, self.heap[up])
-            at = up
-        self.put(at, due)
+    cdef inline void put(self, Py_ssize_t at, uint64_t when, int32_t agent) noexcept nogil:
+        self.heap_when[at] = when
+        self.heap_agent[at] = agent
+        self.agents[agent].place = <int32_t> at
 
-    cdef void settle(self, Py_ssize_t at, Due due) noexcept nogil:
+    cdef void settle(self, Py_ssize_t at, uint64_t when, int32_t agent) noexcept nogil:
         """Fill a place of the heap whose content is no longer of use.
 
         The hole goes down to a leaf without a look at what will fill it, which is late as a rule:
         one comparison a level, and none that has to be guessed. From there it goes up.
         """
         cdef Py_ssize_t child = 2 * at + 1
+        cdef Py_ssize_t up
         while child + 1 < self.n_heap:
-            child += earlier(self.heap[child + 1], self.heap[child])
-            self.put(at, self.heap[child])
+            child += self.earlier(self.heap_when[child + 1], self.heap_agent[child + 1], child)
+            self.put(at, self.heap_when[child], self.heap_agent[child])
             at = child
             child = 2 * at + 1
         if child < self.n_heap:
-            self.put(at, self.heap[child])
+            self.put(at, self.heap_when[child], self.heap_agent[child])
             at = child
-        self.sift_up(at, due)
+        while at:
+            up = (at - 1) // 2
+            if not self.earlier(when, agent, up):
+                break
+            self.put(at, self.heap_when[up], self.heap_agent[up])
+            at = up
+        self.put(at, when, agent)
 
     cdef void schedule(self, Py_ssize_t agent, uint64_t time) noexcept nogil:
-        cdef Py_ssize_t at = self.place[agent]
+        cdef Py_ssize_t at = self.agents[agent].place
         if at == NONE:
             at = self.n_heap
             self.n_heap += 1
-        self.settle(at, Due(time, <uint64_t> agent))
+        self.settle(at, time, <int32_t> agent)
 
     cdef void unschedule(self, Py_ssize_t agent) noexcept nogil:
-        cdef Py_ssize_t at = self.place[agent]
+        cdef Py_ssize_t at = self.agents[agent].place
         if at == NONE:
             return
         self.n_heap -= 1
-        self.place[agent] = NONE
+        self.agents[agent].place = NONE
         if at != self.n_heap:
-            self.settle(at, self.heap[self.n_heap])
+            self.settle(at, self.heap_when[self.n_heap], self.heap_agent[self.n_heap])
 
     # -- watches ---------------------------------------------------------------------------
 
@@ -401,32 +424,36 @@ cdef class Simulator:
         return self.program.n_global + self.n_others * self.program.n_slice + index
 
     cdef void watch(self, Py_ssize_t agent, uint32_t insn, uint32_t operand, Py_ssize_t alt) noexcept nogil:
-        cdef Py_ssize_t node = agent * self.n_watches + self.n_armed_watches[agent]
-        cdef Py_ssize_t at = self.list_of(operand, self.agent_slice[agent])
-        self.n_armed_watches[agent] += 1
-        self.watch_insn[node] = insn
-        self.watch_alt[node] = <int32_t> alt
-        self.listed[node] = <int32_t> at
-        self.prev[node] = NONE
-        self.next[node] = self.head[at]
+        cdef Py_ssize_t node = agent * self.n_watches + self.agents[agent].n_watches
+        cdef Py_ssize_t at = self.list_of(operand, self.agents[agent].slice)
+        self.agents[agent].n_watches += 1
+        self.node[node].insn = insn
+        self.node[node].alt = <int32_t> alt
+        self.node[node].listed = <int32_t> at
+        self.node[node].prev = NONE
+        self.node[node].next = self.head[at]
         if self.head[at] != NONE:
-            self.prev[self.head[at]] = <int32_t> node
+            self.node[self.head[at]].prev = <int32_t> node
         self.head[at] = <int32_t> node
 
     cdef void forget(self, Py_ssize_t agent) noexcept nogil:
         cdef Py_ssize_t node
         cdef Py_ssize_t k
-        for k in range(self.n_armed_watches[agent]):
+        for k in range(self.agents[agent].n_watches):
             node = agent * self.n_watches + k
-            if self.prev[node] != NONE:
-                self.next[self.prev[node]] = self.next[node]
+            if self.node[node].prev != NONE:
+                self.node[self.node[node].prev].next = self.node[node].next
             else:
-                self.head[self.listed[node]] = self.next[node]
-            if self.next[node] != NONE:
-                self.prev[self.next[node]] = self.prev[node]
-        self.n_armed_watches[agent] = 0
+                self.head[self.node[node].listed] = self.node[node].next
+            if self.node[node].next != NONE:
+                self.node[self.node[node].next].prev = self.node[node].prev
+        self.agents[agent].n_watches = 0
 
-    cdef void changed(self, Py_ssize_t at, Py_ssize_t cpu) noexcept nogil:
+    cdef inline void changed(self, Py_ssize_t at, Py_ssize_t cpu) noexcept nogil:
+        if self.head[at] != NONE:  # as a rule nobody watches
+            self.wake(at, cpu)
+
+    cdef void wake(self, Py_ssize_t at, Py_ssize_t cpu) noexcept nogil:
         """The word of list ``at`` changed (in CPU ``cpu``, for the lists of any CPU): look at it."""
         cdef int32_t node = self.head[at]
         cdef int32_t following
@@ -435,26 +462,26 @@ cdef class Simulator:
         cdef bint stopped
         cdef Py_ssize_t of_any = self.program.n_global + self.n_others * self.program.n_slice
         while node != NONE:
-            following = self.next[node]
+            following = self.node[node].next
             agent = node // self.n_watches
             own = self.own_of(agent)
-            if self.watch_insn[node] == <uint32_t> MOVED:
+            if self.node[node].insn == <uint32_t> MOVED:
                 stopped = False
-            elif self.watch_alt[node] == NONE:
-                stopped = not holds(self.program.code + self.watch_insn[node], self.g, own, own)
+            elif self.node[node].alt == NONE:
+                stopped = not holds(self.program.code + self.node[node].insn, self.g, own, own)
             elif at < of_any:
                 stopped = False  # compared with a word of each CPU: the agent looks for one itself
             else:
                 # Only the tests of the other CPU: were one of the rest to fail now, and no longer
                 # fail later, nobody would tell the agent
-                stopped = cpu == self.agent_slice[agent] or not self.fits(
-                    self.program.alt + self.watch_alt[node], own,
+                stopped = cpu == self.agents[agent].slice or not self.fits(
+                    self.program.alt + self.node[node].alt, own,
                     self.slices + cpu * self.program.n_slice,
                 )
             if not stopped:
                 # all watches of the agent are unlinked; `following` must not be one of them
                 while following != NONE and following // self.n_watches == agent:
-                    following = self.next[following]
+                    following = self.node[following].next
                 self.forget(agent)
                 if self.log:
                     self.woken[agent] = <uint32_t> self.n_steps
@@ -472,9 +499,9 @@ cdef class Simulator:
         return True
 
     cdef inline uint64_t *own_of(self, Py_ssize_t agent) noexcept nogil:
-        if self.agent_slice[agent] == NONE:
+        if self.agents[agent].slice == NONE:
             return self.g
-        return self.slices + self.agent_slice[agent] * self.program.n_slice
+        return self.slices + self.agents[agent].slice * self.program.n_slice
 
     cdef inline uint64_t later(self, uint64_t more) noexcept nogil:
         """Return the time ``more`` nanoseconds from now; time stops at its last value."""
@@ -484,20 +511,16 @@ cdef class Simulator:
 
     cdef void mend(self, Py_ssize_t b, Py_ssize_t cpu) noexcept nogil:
         """Put a CPU into the set of a binder, or take it out, as its words are now."""
-        cdef const ghcb_alt_t *alt = self.program.alt + self.bound_alt[b]
-        cdef const ghcb_insn_t *insn
         cdef uint64_t *other = self.slices + cpu * self.program.n_slice
         cdef int32_t *members = self.members + b * self.n_others
         cdef int32_t *at = self.member_at + b * self.n_others
         cdef int32_t last
         cdef uint32_t i
         cdef bint fits = True
-        for i in range(alt.guard, alt.guard + alt.n_guards):
-            insn = self.program.code + i
-            if insn.a >> clib.GHCB_BLOCK_SHIFT == clib.GHCB_BLOCK_OTHER and not insn.b_is_word:
-                if not holds(insn, self.g, other, other):
-                    fits = False
-                    break
+        for i in range(self.test_first[b], self.test_first[b + 1]):
+            if not holds(self.program.code + self.tests[i], self.g, other, other):
+                fits = False
+                break
         if fits and at[cpu] == NONE:
             at[cpu] = self.n_members[b]
             members[self.n_members[b]] = <int32_t> cpu
@@ -518,7 +541,7 @@ cdef class Simulator:
             start = <Py_ssize_t> self.draw(<uint64_t> n)
         for k in range(n):
             j = self.members[b * self.n_others + (start + k) % n]
-            if j != self.agent_slice[agent] and enabled(
+            if j != self.agents[agent].slice and enabled(
                 self.program.code, self.program.alt + alt, self.g, own,
                 self.slices + j * self.program.n_slice,
             ):
@@ -546,7 +569,7 @@ cdef class Simulator:
 
     cdef int act(self, Py_ssize_t agent) except -1 nogil:
         """Let an agent whose time has come take one step, or put it to sleep."""
-        cdef const ghcb_role_t *role = self.program.role + self.agent_role[agent]
+        cdef const ghcb_role_t *role = self.program.role + self.agents[agent].role
         cdef uint64_t *own = self.own_of(agent)
         cdef uint64_t pc = own[role.pc_word]
         cdef uint32_t first, end, a, chosen = 0
@@ -559,13 +582,14 @@ cdef class Simulator:
         self.forget(agent)
         if pc >= role.n_pcs:
             with gil:
-                raise _errors.OutOfRange(f"role {self.agent_role[agent]}: position {pc}")
+                raise _errors.OutOfRange(f"role {self.agents[agent].role}: position {pc}")
         first = self.program.first_alt[role.first + pc]
         end = self.program.first_alt[role.first + pc + 1]
-        if self.armed_at[agent] != pc:  # somebody else put it here
+        cdef bint has_delay = self.has_delay[role.first + pc]
+        if has_delay and self.agents[agent].armed_at != pc:  # it comes from elsewhere
             for a in range(<uint32_t> self.slots):
                 armed[a] = 0
-            self.armed_at[agent] = pc
+        self.agents[agent].armed_at = pc
         for a in range(first, end):
             alt = self.program.alt + a
             other = NONE
@@ -575,7 +599,8 @@ cdef class Simulator:
             else:
                 possible = enabled(self.program.code, alt, self.g, own, own)
             if not possible:
-                armed[a - first] = 0
+                if has_delay:
+                    armed[a - first] = 0
                 continue
             if alt.delay_ns:
                 if armed[a - first] == 0:
@@ -593,8 +618,9 @@ cdef class Simulator:
             if self.draw(n_possible) == 0:
                 chosen, chosen_other = a, other
         if n_possible:
-            for a in range(end - first):
-                armed[a] = 0
+            if has_delay:
+                for a in range(end - first):
+                    armed[a] = 0
             alt = self.program.alt + chosen
             if self.log:
                 if self.n_steps == self.n_moves_max:
@@ -617,7 +643,7 @@ cdef class Simulator:
             return 0
         self.watch(agent, MOVED, role.block << clib.GHCB_BLOCK_SHIFT | role.pc_word, NONE)
         for a in range(first, end):
-            if armed[a - first] == 0:
+            if not has_delay or armed[a - first] == 0:
                 self.sleep_on(agent, a, own)
         if timer:
             self.schedule(agent, timer)
@@ -645,32 +671,38 @@ cdef class Simulator:
             for k in range(self.n_others):
                 self.compare(a, k, k)
         else:
-            self.compare(a, self.agent_slice[agent], other)
+            self.compare(a, self.agents[agent].slice, other)
         return 0
 
     cdef void compare(self, uint32_t a, Py_ssize_t own, Py_ssize_t other) noexcept nogil:
         """Tell the watchers of the words that an alternative wrote, where they changed."""
-        cdef uint32_t i
-        cdef uint32_t operand, block, r
-        cdef Py_ssize_t index, at, cpu
-        for i in range(self.write_first[a], self.write_first[a + 1]):
-            operand = self.writes[i]
-            block = operand >> clib.GHCB_BLOCK_SHIFT
-            index = operand & clib.GHCB_BLOCK_WORD
+        cdef const Run *run = self.runs + self.run_first[a]
+        cdef const Run *end = self.runs + self.run_first[a + 1]
+        cdef uint32_t block
+        cdef Py_ssize_t index, at, cpu, i
+        while run < end:
+            block = run.operand >> clib.GHCB_BLOCK_SHIFT
+            index = run.operand & clib.GHCB_BLOCK_WORD
             at, cpu = index, NONE
             if block != clib.GHCB_BLOCK_GLOBAL:
                 cpu = own if block == clib.GHCB_BLOCK_OWN else other
-                if cpu == NONE:
-                    continue
                 at = self.program.n_global + cpu * self.program.n_slice + index
-            if self.shadow[at] != self.g[at]:
-                self.shadow[at] = self.g[at]
-                if cpu != NONE:
-                    for r in range(self.reader_first[index], self.reader_first[index + 1]):
-                        self.mend(self.readers[r], cpu)
-                self.changed(at, cpu)
-                if cpu != NONE:
-                    self.changed(self.program.n_global + self.n_others * self.program.n_slice + index, cpu)
+            if block == clib.GHCB_BLOCK_GLOBAL or cpu != NONE:
+                for i in range(<Py_ssize_t> run.n):
+                    if self.shadow[at + i] != self.g[at + i]:
+                        self.shadow[at + i] = self.g[at + i]
+                        self.tell(at + i, cpu, index + i)
+            run += 1
+
+    cdef void tell(self, Py_ssize_t at, Py_ssize_t cpu, Py_ssize_t index) noexcept nogil:
+        """A word changed, of a CPU if it has one: tell those who watch it."""
+        cdef uint32_t r
+        if cpu != NONE:
+            for r in range(self.reader_first[index], self.reader_first[index + 1]):
+                self.mend(self.readers[r], cpu)
+        self.changed(at, cpu)
+        if cpu != NONE:
+            self.changed(self.program.n_global + self.n_others * self.program.n_slice + index, cpu)
 
     def advance(self, uint64_t max_steps):
         """Take at most ``max_steps`` steps; return whether anything can still happen.
@@ -699,8 +731,8 @@ cdef class Simulator:
                 turns = 0
                 while self.n_heap and self.n_steps < end and turns < TURNS:
                     turns += 1
-                    self.now_ns = self.heap[0].when
-                    self.act(<Py_ssize_t> self.heap[0].agent)
+                    self.now_ns = self.heap_when[0]
+                    self.act(self.heap_agent[0])
             PyErr_CheckSignals()
         return self.n_heap != 0
 
@@ -716,8 +748,8 @@ cdef class Simulator:
         cdef uint64_t[::1] times = out
         cdef Py_ssize_t i
         for i in range(self.n_agents):
-            if self.place[i] != NONE:
-                times[i] = self.heap[self.place[i]].when
+            if self.agents[i].place != NONE:
+                times[i] = self.heap_when[self.agents[i].place]
         return out
 
     def moves(self):
