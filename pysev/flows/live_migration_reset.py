@@ -272,6 +272,8 @@ class LiveMigrationReset:
         g, cpu, ap, serves = self.flow.g, self.flow.cpu, self.ap, "serves its device"
         may = [g.kernel == Kernel.OLD]
         may.append(g.devices == 1 if self.c.device else cpu.down == 0)
+        if self.c.unplug:
+            may.append(g.told == 0)
         text = "crash NMI: stopped" if self.c.crash else "REBOOT_VECTOR: stop_this_cpu"
         stop = op(
             text,
@@ -358,7 +360,8 @@ class LiveMigrationReset:
             ),
             ends=True,
         )
-        boot.at("unplug", op("the CPU has torn down: offline", when=[g.waiting == 0]))
+        over = [put(g.told, 1)]  # what follows is not looked at: no more requests
+        boot.at("unplug", op("the CPU has torn down: offline", when=[g.waiting == 0], do=over))
         boot.at("up", ends=True)
 
     def panic(self) -> None:
