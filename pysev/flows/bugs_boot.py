@@ -32,11 +32,13 @@ from ..machine import Machine
 
 __all__ = [
     "BOUNCES",
+    "ITS_MSRS",
     "NO_FAULT",
     "NO_RESET",
     "OWN_STACK",
     "ROOM",
     "TAKES_PAGES",
+    "clock_never_enabled",
     "crash_reservation",
     "no_idt",
     "not_mapped",
@@ -47,6 +49,7 @@ __all__ = [
     "unaccepted_destination",
 ]
 
+ITS_MSRS = "teardown writes the guest's own MSRs"
 NO_RESET = "no exception without a handler"
 NO_FAULT = "no fault in relocate_kernel"
 ROOM = "the crash kernel has room"
@@ -92,6 +95,33 @@ def no_idt(
     _no_reset(flow, NO_RESET, "no exception comes while there is no IDT")
     flow.sometimes("it is handled while there is an IDT", lambda s: s.g.handled == 1)
     flow.sometimes("there is no IDT", lambda s: s.g.idt == 0)
+    return flow
+
+
+def clock_never_enabled(machine: Machine, name: str, *, repaired: bool) -> Flow:
+    """Teardown switches kvmclock off, which a guest without it has never switched on."""
+    flow = _flow(name)
+    flow.globals(offered=0)
+    g, boot = flow.g, flow.agent("boot CPU")
+    boot.at(
+        "boot",
+        op("kvmclock is offered: WRMSR switches it on", do=[put(g.offered, 1)]),
+        op("kvmclock is not offered: another clock"),
+    )
+    off, never = "kexec -e: kvmclock off: WRMSR", [g.offered == 0]
+    if repaired:
+        other = op("kexec -e: kvmclock was never on: no WRMSR", when=never)
+    else:
+        other = op(f"{off} of an MSR that is not there", when=never, do=[put(g.dead, 1)])
+    boot.at("teardown", op(off, when=[g.offered == 1]), other)
+    boot.at("relocate", op("relocate_kernel: jumps to the new kernel", cost=costs.RELOCATE))
+    boot.at("up", ends=True)
+    _no_reset(flow, ITS_MSRS, "no MSR is written that the guest does not have")
+    flow.sometimes("the new kernel runs", lambda s: s.at("boot CPU", "up"))
+    flow.sometimes(
+        "a guest without kvmclock goes down",
+        lambda s: s.at("boot CPU", "teardown") & (s.g.offered == 0),
+    )
     return flow
 
 

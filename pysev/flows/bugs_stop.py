@@ -93,7 +93,7 @@ def stop_mask(machine: Machine, name: str, *, repaired: bool) -> Flow:
     ap.at("stop", op(text, do=[add(g.online, -1)]))
     ap.at(
         "flushing",
-        op("WBINVD ends", when=[g.left == 0], after=costs.MS),
+        op("WBINVD ends", when=[g.left == 0], after=costs.WBINVD),
         op("WBINVD of a machine that has gone on: locks up", when=[g.left == 1], to="locked up"),
     )
     ap.at(

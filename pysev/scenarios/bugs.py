@@ -198,6 +198,16 @@ _pair(
     survives="WRMSR that TDX does not know: #VE",
 )
 _pair(
+    "clock-never-enabled",
+    "a TDX guest switches off a kvmclock that it never had",
+    boot.clock_never_enabled,
+    boot.ITS_MSRS,
+    "PV teardown writes the MSR whether kvmclock was offered or not: a fault",
+    "it is switched off only if it was switched on",
+    '"x86/tdx: Add kexec support" v12 (Linux 6.11)',
+    from_cpus=1,
+)
+_pair(
     "efi-table-not-mapped",
     "the EFI configuration table is not in the identity map of kexec",
     boot.not_mapped,

@@ -110,6 +110,7 @@ STORIES = {
     "two-crashers": ("panic", "__crash_kexec", "__crash_kexec"),
     "purgatory-console": ("machine_kexec: null GDT", "purgatory prints: OUT"),
     "cr4-mce": ("machine_kexec: null GDT", "relocate_kernel: CR4"),
+    "clock-never-enabled": ("kvmclock is not offered", "kexec -e: kvmclock off: WRMSR of an MSR"),
     "efi-table-not-mapped": ("init_pgtable: maps the RAM ranges with 2 MiB", "new kernel: sev_en"),
     "cc-blob-not-mapped": ("init_pgtable: maps the RAM ranges with 2 MiB", "new kernel: snp_init"),
     "parking-tables": ("P2 CR3", "P3 reads its stack in the direct map: #PF"),
