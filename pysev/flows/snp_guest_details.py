@@ -24,6 +24,7 @@ __all__ = [
     "NOT_TERMINATED",
     "decompressor_video",
     "efi_map",
+    "ghcb_lookup",
     "secure_avic",
     "stale_vmsa",
     "svsm_calling_area",
@@ -356,6 +357,37 @@ def stale_vmsa(name: str, *, refreshes: bool) -> Build:
             "the AP is replaced while the loop is blocked",
             lambda s: (s.g.vmsa == 1) & s.at("SVSM's loop of the AP", "blocked"),
         )
+        return flow
+
+    return build
+
+
+def ghcb_lookup(name: str, *, checks: bool) -> Build:
+    """K12: F6 looks up the leaf of a GHCB that is not mapped, and gets NULL."""
+
+    def build(machine: Machine) -> Flow:
+        flow = _snp(name, machine)
+        ghcb = (declare(flow, "ghcb", 1, start=start_shared()), 0)
+        pages = Pages(flow)
+        flow.globals(null_read=0)
+        g, boot = flow.g, flow.agent("boot CPU")
+        boot.at(
+            "before",
+            op("the GHCB of a possible CPU is mapped"),
+            op("it is not mapped", do=pages.must(ghcb, map_as(lib.FRAME_UNMAPPED))),
+        )
+        is_there = is_mapped(ghcb, lib.FRAME_UNMAPPED).negated()
+        finds = op("F6 lookup_address: a leaf", when=[is_there], do=pages.to_private_pte(ghcb))
+        nothing, none = "F6 lookup_address: NULL", [is_there.negated()]
+        if checks:
+            boot.at("F6", finds, op(f"{nothing}: warns, goes on", when=none))
+        else:
+            read = op(f"{nothing}: is read", when=none, do=[put(g.null_read, 1)], to="dead")
+            boot.at("F6", finds, read)
+        boot.at("up", ends=True)
+        boot.at("dead")
+        flow.always(NOTHING_FOREIGN, lambda s: s.g.null_read == 0, "no NULL is followed")
+        flow.sometimes("a GHCB is converted", lambda s: s.at("boot CPU", "up"))
         return flow
 
     return build

@@ -19,16 +19,14 @@ Sources: Linux arch/x86/coco/sev/core.c: 3074152e56c9 (snp_kexec_begin, snp_kexe
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 
 from ghcbcore._cffi import lib
 from ghcbcore.frame import Op as FrameOp
 from ghcbcore.profile import Profile
 
-from .. import costs
+from .. import costs, scaling
 from ..flow import Flow, Op, add, each, op, put, when
 from ..frames import ASID, happen, map_as, pvalidate, rmpupdate
 from ..layout import Part
@@ -36,68 +34,29 @@ from ..machine import Machine
 from ..words import ask_msr, create_ap, destroy_ap, halt, send_nmi
 from .snp_guest_frames import KexecFrames
 from .snp_guest_pages import Pages, Piece, is_mapped, pass_over
+from .snp_guest_variant import CRASH, NORMAL, TO_PRIVATE, TO_SHARED, Kernel, Variant, swapped
 
 __all__ = ["CRASH", "NORMAL", "Kernel", "SnpGuestKexec", "Variant", "swapped"]
 
 
-class Kernel(enum.IntEnum):
-    """``g.kernel``: which kernel the boot CPU runs."""
-
-    OLD = 0
-    NEW = 1
-
-
-FINISH = ("destroy", "walk", "bss", "flush", "close", "ghcbs")
-NORMAL = ("begin", "stop", *FINISH, "relocate", "use", "bring up")
-CRASH = ("stop", "begin", *FINISH, "relocate", "read")
-
-TO_SHARED: tuple[tuple[str, FrameOp], ...] = (
-    ("PVALIDATE takes the page back", pvalidate(False)),
-    ("VMGEXIT: PSC to shared", rmpupdate(False)),
-    ("PTE: C-bit cleared", map_as(lib.FRAME_SHARED)),
-)
-TO_PRIVATE: tuple[tuple[str, FrameOp], ...] = (
-    ("PTE: C-bit set", map_as(lib.FRAME_PRIVATE)),
-    ("VMGEXIT: PSC to private", rmpupdate(True)),
-    ("PVALIDATE", pvalidate(True)),
-)
-"""The parts of a conversion, in Linux's order.
-
-To shared: enc_status_change_prepare, then the page table; to private: the page table, then
-enc_status_change_finish.
-"""
-
 PAGES_2M = lib.FRAME_REGION
 
-
-def swapped(stages: Sequence[str], what: str, *, before: str) -> tuple[str, ...]:
-    """Return the stages with one of them moved."""
-    rest = [s for s in stages if s != what]
-    at = rest.index(before)
-    return (*rest[:at], what, *rest[at:])
-
-
-@dataclass(frozen=True)
-class Variant:
-    """What distinguishes one scenario of the family from another; the defaults are mainline."""
-
-    stages: tuple[str, ...] = NORMAL
-    crash: bool = False
-    on_ap: bool = False  # the CPU that crashed is not the BSP: its VMSA lies in RAM
-    converts: str = ""  # another CPU converts a page: "", "to shared", "to private"
-    pte_first: bool = True  # F2: the C-bit in the PTE before the PSC
-    strict: bool = True  # F2: a leaf that ends where a GHCB begins is not taken for its leaf
-    leaf_base: bool = True  # F6: from the base of the leaf, not from the GHCB
-    others_last: bool = True  # F6: the GHCBs of all CPUs, not only the own one
-    offline: bool = True  # F1: marks the own VMSA page PageOffline
-    honours_offline: bool = True  # the reader of the dump leaves such pages out
-    refused: bool = False  # the hypervisor may refuse to destroy a vCPU
-    allocates: bool = False  # another CPU may hold the page allocator's lock
-    frees: bool = True  # F1 gives VMSA pages back to the allocator
-    uses_buffer: bool = False  # other CPUs do I/O through a shared buffer
-    impatient: bool = False  # the crash goes on after a second, whoever has not answered
-    wakes: bool = False  # the hypervisor may let a halted CPU run on, once
-    resurrects: str = ""  # user space makes a destroyed vCPU runnable, and KVM: "runs", "refuses"
+PHASES = {
+    "begin": "stop conversions",
+    "stop": "stop other CPUs",
+    "destroy": "F1 shut the APs down",
+    "walk": "F2 unshare the direct map",
+    "bss": "F3 unshare bss_decrypted",
+    "flush": "F4 flush TLBs",
+    "close": "F5 the MSR protocol from here",
+    "ghcbs": "F6 unshare the GHCBs",
+    "console": "print",
+    "relocate": "relocate",
+    "use": "use memory again",
+    "read": "read the dump",
+    "bring up": "bring CPUs up",
+}
+"""What ``run`` calls the stages in its account of time."""
 
 
 class SnpGuestKexec:
@@ -113,6 +72,8 @@ class SnpGuestKexec:
         n_vmsas = n_others - 1 if self.on_ap else n_others  # in RAM: all but the BSP's
         flow.globals(kernel=Kernel.OLD, closed=0, warned=0, readers=0, stopping=0, offline=0)
         flow.globals(vmsas=n_vmsas, untried=n_others)
+        if variant.cut_short:
+            flow.globals(cuts=1)
         flow.per_cpu(ipi=0, tagged=1, tried=0, up=0)
         flow.name_values("kernel", Kernel)
         flow.only_while(flow.vm.event == lib.GHCB_EVENT_NONE)
@@ -331,9 +292,10 @@ class SnpGuestKexec:
         self.boot.at(label, op(label))
         self.ends_of_parts.append(label)
 
-    def unshare(self, step: str, name: str, piece: Piece, cost: int = costs.INSTRUCTIONS) -> None:
+    def unshare(self, step: str, name: str, piece: Piece, cost: int | None = None) -> None:
         """One leaf of 4 KiB: PTE, PSC, PVALIDATE; a leaf that is private already is passed over."""
         pages, boot = self.pages, self.boot
+        cost = costs.INSTRUCTIONS if cost is None else cost
         labels = [f"{step} {name}: {part}" for part in ("PTE", "PSC", "PVALIDATE", "done")]
         is_shared = is_mapped(piece, lib.FRAME_SHARED)
         psc = partial(
@@ -343,6 +305,7 @@ class SnpGuestKexec:
             pages.psc(piece, True),
             by_msr=costs.VMGEXIT,
         )
+        cut = self.cut_short(f"{step} {name}")
         pte = partial(
             op, f"{step} {name}: C-bit set in its PTE", do=pages.to_private_pte(piece), cost=cost
         )
@@ -354,7 +317,7 @@ class SnpGuestKexec:
         )
         if self.v.pte_first:
             boot.at(labels[0], pte(when=[is_shared]), skip)
-            boot.at(labels[1], *psc())
+            boot.at(labels[1], *psc(), *cut)
         else:
             boot.at(labels[0], *psc(tests=[is_shared]), skip)
         boot.at(labels[2], *pages.validate(f"{step} {name}: PVALIDATE", [piece]))
@@ -362,12 +325,20 @@ class SnpGuestKexec:
             boot.at(labels[1], pte())
         self.after(labels[3])
 
+    def cut_short(self, what: str) -> list[Op]:
+        """Once the hypervisor returns before the descriptor's entry is done; the cursor says so."""
+        g, again = self.flow.g, self.v.cut_short == "asks again"
+        if not self.v.cut_short:
+            return []
+        then = "asks again" if again else "goes on"
+        by_ghcb = [g.by_ghcb == 1, is_mapped(self.frames.ghcb, lib.FRAME_SHARED), g.cuts == 1]
+        text = f"{what}: VMGEXIT by GHCB: PSC comes back undone; {then}"
+        do = [put(g.cuts, 0)]
+        return [op(text, when=by_ghcb, do=do, cost=costs.VMGEXIT, to="." if again else None)]
+
     def walk(self) -> None:
         """F2: every leaf that is mapped shared and holds no GHCB."""
-        n_leaves = self.m.layout.memmap.ram_bytes // (PAGES_2M * lib.GHCB_PAGE_SIZE)
-        n_shared = self.m.layout[Part.SWIOTLB].size_bytes // (PAGES_2M * lib.GHCB_PAGE_SIZE)
-        cost = n_leaves * costs.LEAF_LOOKUP
-        cost += n_shared * (self.m.n_cpus * costs.GHCB_COMPARE + costs.VMGEXIT + costs.PVALIDATE)
+        cost = scaling.unshare(self.m).ns
         if self.v.strict:
             self.unshare("F2", "page below the GHCBs", self.frames.below, cost)
         else:
@@ -410,7 +381,8 @@ class SnpGuestKexec:
             ),
         )
         if self.frames.others_ghcb is not None and self.v.others_last:
-            self.unshare("F6", "GHCBs of the other CPUs", self.frames.others_ghcb)
+            cost = scaling.unshare_ghcbs(self.m).ns
+            self.unshare("F6", "GHCBs of the other CPUs", self.frames.others_ghcb, cost)
 
     def console(self) -> None:
         """A kmsg dumper that prints through a port: #VC, IOIO by GHCB."""
@@ -534,6 +506,7 @@ class SnpGuestKexec:
             "bring up": self.bring_up,
         }
         for stage in self.v.stages:
+            self.boot.phase(PHASES[stage])
             stages[stage]()
         self.boot.at("dead")
         pass_over(self.boot, self.ends_of_parts)

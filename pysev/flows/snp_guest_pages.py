@@ -90,6 +90,7 @@ def pass_over(agent: Agent, labels: Sequence[str]) -> None:
         names = list(agent.labels)
         follows = names[names.index(label) + 1]
         del agent.labels[label]
+        agent.phases.pop(label, None)
         for name, ops in agent.labels.items():
             agent.labels[name] = [replace(o, to=follows) if o.to == label else o for o in ops]
 
@@ -165,7 +166,7 @@ class Pages:
         ghcb: Piece,
         do: Sequence[Effect],
         *,
-        cost: int = costs.VMGEXIT,
+        cost: int | None = None,
         by_msr: int | None = None,
         tests: Sequence[Test] = (),
         to: str | None = None,
@@ -189,6 +190,7 @@ class Pages:
             Who asks; the boot CPU by default. Its agent needs a label ``dead``.
         """
         vcpu = vcpu or self.flow.boot
+        cost = costs.VMGEXIT if cost is None else cost
         g, shared = self.flow.g, is_mapped(ghcb, lib.FRAME_SHARED)
         with_ghcb = [*tests] if by_msr is None else [*tests, g.by_ghcb == 1]
         by = text.format("by GHCB")
@@ -208,10 +210,9 @@ class Pages:
             ops.append(op(text.format("by MSR"), when=tests, do=do, cost=by_msr, to=to, pick=pick))
         return ops
 
-    def validate(
-        self, text: str, pieces: Sequence[Piece], *, cost: int = costs.PVALIDATE
-    ) -> list[Op]:
+    def validate(self, text: str, pieces: Sequence[Piece], *, cost: int | None = None) -> list[Op]:
         """PVALIDATE of pages that lie in one leaf; it goes through the guest's own mapping."""
+        cost = costs.PVALIDATE if cost is None else cost
         private = is_mapped(pieces[0], lib.FRAME_PRIVATE)
         do = [e for piece in pieces for e in self.must(piece, pvalidate(True))]
         return [

@@ -48,6 +48,16 @@ class Mapping(enum.IntEnum):
 NORMAL = ("begin", "stop", "finish", "relocate", "use", "bring up")
 CRASH = ("stop", "begin", "finish", "relocate", "use", "bring up")
 
+PHASES = {
+    "begin": "stop conversions",
+    "stop": "stop other CPUs",
+    "finish": "unshare memory",
+    "relocate": "relocate",
+    "use": "use memory again",
+    "bring up": "bring CPUs up",
+}
+"""What ``run`` calls the stages in its account of time."""
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -436,6 +446,7 @@ class TdxGuestKexec:
             "bring up": self.bring_up,
         }
         for stage in self.v.stages:
+            self.boot.phase(PHASES[stage])
             stages[stage]()
         pass_over(self.boot, self.ends_of_parts)
         if not self.v.crash:

@@ -16,6 +16,7 @@ from ..flows import snp_guest_details as details
 from ..flows.snp_guest_kexec import CRASH, Variant
 from ..machine import Machine
 from .snp_guest_kexec import (
+    CORE,
     GHCBS_LAST,
     LEAVES,
     NO_FAULT,
@@ -132,6 +133,25 @@ add(
     "",
     "the crash kernel lives in its reservation: nobody needs the pages",
     f"derived from {VMSAS}",
+)
+add(
+    "psc-cut-short",
+    "the hypervisor returns from a page-state change before it is done",
+    Variant(cut_short="asks again"),
+    "holds",
+    "",
+    "the cursor says what is left, and the guest asks again until it has passed the end",
+    f"{CORE}: the loop around the request",
+)
+add(
+    "psc-cut-short-once",
+    "as psc-cut-short, but the guest asks only once",
+    Variant(cut_short="goes on"),
+    "violated",
+    NO_FAULT,
+    "PVALIDATE meets a page that is the hypervisor's still",
+    f"derived from {CORE}: why there is a loop",
+    from_cpus=1,
 )
 add(
     "destroyed-made-runnable",
@@ -265,4 +285,16 @@ _bug(
     "the loop maps the VMSA anew when it wakes",
     "coconut-svsm pull request 452",
     verdict="deadlock",
+)
+_bug(
+    "ghcb-lookup-null",
+    "K12: the look-up of a GHCB's leaf finds nothing",
+    details.ghcb_lookup,
+    {"checks": False},
+    {"checks": True},
+    details.NOTHING_FOREIGN,
+    "the result of lookup_address is used without a look at it",
+    "a GHCB that is not mapped is warned of and passed over",
+    "patch proposed in November 2024; derived: not seen merged",
+    "a GHCB that is not mapped, for whatever reason",
 )
