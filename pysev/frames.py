@@ -51,6 +51,7 @@ __all__ = [
     "guest_access",
     "happen",
     "host_access",
+    "in_words",
     "map_as",
     "pvalidate",
     "rmpupdate",
@@ -198,6 +199,21 @@ def changes(old: int, new: int) -> list[str]:
             names = {row.code: row.name for row in rows}
             out.append(f"{title} {names.get(before, before)} -> {names.get(after, after)}")
     return out
+
+
+def in_words(word: int) -> str:
+    """Say in a few words what page table and RMP have of a frame, for a timeline.
+
+    Examples
+    --------
+    >>> in_words(lib.FRAME_SHARED << lib.FRAME_MAPPING_SHIFT)
+    '[PTE shared, RMP hypervisor]'
+    """
+    view = frameview.decode(np.array([word], np.uint64), np.zeros(1, np.uint64), ASID)[0]
+    mapping = next(row.name for row in MAPPINGS if row.code == int(view["mapping"]))
+    state = next(row.name for row in STATES if row.code == int(view["state"]))
+    in_use = ", in use" if view["in_use"] else ""
+    return f"[PTE {mapping}, RMP {state}{in_use}]"
 
 
 def follow(flow: Flow, machine: Machine, memory: Memory, trace: Any, record: Any) -> int:

@@ -10,6 +10,7 @@ from ghcbcore._cffi import lib
 from .. import frames
 from ..checking import VALUE_NAMES
 from ..flow import WORD, Effect, Field, Flow, Test
+from ..frames import in_words
 
 __all__ = ["effects_text", "is_named", "one_line", "scratch_words", "test_text", "value_text"]
 
@@ -39,7 +40,9 @@ def is_named(flow: Flow, word: str) -> bool:
 
 
 def value_text(flow: Flow, word: str, value: int) -> str:
-    """Return a value by its name, if it has one."""
+    """Return a value by its name, if it has one; of a page what is thought of it."""
+    if any(word == bare(f) for region in flow.frame_regions for f, _ in region.words):
+        return in_words(value)
     name = {int(member): member.name for member in _names(flow, word) or ()}.get(value)
     if name is not None:
         return name
