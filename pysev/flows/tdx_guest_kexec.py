@@ -27,7 +27,7 @@ from ghcbcore._cffi import lib
 from ghcbcore.profile import Profile
 
 from .. import costs
-from ..flow import Effect, Field, Flow, Op, add, each, op, put
+from ..flow import Effect, Field, Flow, Op, add, each, op, put, when
 from ..layout import Part
 from ..machine import Machine
 from ..words import declare_fates, halt, memory, send_nmi
@@ -49,6 +49,7 @@ NORMAL = ("begin", "stop", "finish", "relocate", "use", "bring up")
 CRASH = ("stop", "begin", "finish", "relocate", "use", "bring up")
 
 PHASES = {
+    "unplug": "take a CPU offline",
     "begin": "stop conversions",
     "stop": "stop other CPUs",
     "finish": "unshare memory",
@@ -75,6 +76,7 @@ class Variant:
     loses_bit: bool = False  # somebody has cleared the shared bit of a PTE
     refused: bool = False  # the hypervisor may refuse MapGPA
     reads: bool = True  # the new kernel touches every page
+    unplugs: str = ""  # a CPU is taken offline before: TEST is "answered", or "times out"
 
 
 class TdxGuestKexec:
@@ -146,7 +148,12 @@ class TdxGuestKexec:
         v, ap, cpu, g = self.v, self.ap, self.flow.cpu, self.flow.g
         if v.patience == "deaf":
             self.flow.per_cpu(deaf=0)
+        if v.unplugs:
+            self.flow.per_cpu(dying=0)
         work = [*self.touches(), *(self.starts_conversion() if v.converts else [])]
+        if v.unplugs:
+            offline = "play_dead: offline, on its way to the firmware"
+            work.append(op(offline, when=[cpu.dying == 1], do=[put(cpu.dying, 2)], to="leave"))
         with ap.under(self.text, self.tables):
             ap.at("old kernel", *self.interrupted(), *work, ends=v.patience == "deaf")
             if v.converts:
@@ -268,8 +275,10 @@ class TdxGuestKexec:
         if v.patience == "deaf" and self.n_others:
             text = "a CPU has NMIs blocked for ever"
             boot.at("deaf", op(text, pick=True, do=[put(other.deaf, 1)]))
-        how = [put(g.stopping, self.n_others)]
-        how.append(each(send_nmi(other) if v.crash else put(other.ipi, 1)))
+        gone = bool(v.unplugs and self.n_others)
+        how = [put(g.stopping, self.n_others - gone)]
+        tell = send_nmi(other) if v.crash else put(other.ipi, 1)
+        how.append(each(when(other.dying == 0, tell) if gone else tell))
         text = "panic: NMI" if v.crash else "kexec -e: REBOOT_VECTOR"
         boot.at("stop", op(f"{text} to all other CPUs", do=how, cost=costs.IPI))
         done = op("all other CPUs have reported", when=[g.stopping == 0])
@@ -282,17 +291,57 @@ class TdxGuestKexec:
         if v.test:
             self.test_mailbox()
 
+    def unplug(self) -> None:
+        """cpu_die: one CPU goes offline; TEST says whether it has arrived in firmware's loop."""
+        boot, g, other = self.boot, self.flow.g, self.flow.other
+        if not self.n_others:
+            return
+        boot.at("unplug", op("a CPU is taken offline", pick=True, do=[put(other.dying, 1)]))
+        dying = [other.dying == 2]
+        boot.at(
+            "cpu_die",
+            op(
+                "cpu_die: mailbox: TEST to the CPU",
+                pick=True,
+                when=dying,
+                do=[put(other.addressed, 1), put(g.command, Command.TEST)],
+            ),
+        )
+        boot.at(
+            "cpu_die waits",
+            op("mailbox: answered, the CPU is dead", when=[g.command == Command.NONE]),
+            *(
+                [
+                    op(
+                        "1 s is over: error message, goes on",
+                        when=[g.command == Command.TEST],
+                        after=costs.S,
+                    )
+                ]
+                if self.v.unplugs == "times out"
+                else []
+            ),
+        )
+
+    def address(self) -> list[Effect]:
+        """Write the bound CPU's APIC ID into the mailbox; there is one field for it."""
+        other = self.flow.other
+        clear = [each(put(other.addressed, 0))] if self.v.unplugs else []
+        return [*clear, put(other.addressed, 1)]
+
     def test_mailbox(self) -> None:
         """Ask each CPU through the mailbox whether it has arrived in firmware's loop."""
         boot, g, other = self.boot, self.flow.g, self.flow.other
-        self.flow.globals(untested=self.n_others)
+        gone = bool(self.v.unplugs and self.n_others)
+        online = [other.dying == 0] if gone else []
+        self.flow.globals(untested=self.n_others - gone)
         boot.at(
             "test",
             op(
                 "mailbox: TEST to a CPU",
                 pick=True,
-                when=[g.untested != 0, other.tested == 0],
-                do=[put(other.tested, 1), put(other.addressed, 1), put(g.command, Command.TEST)],
+                when=[g.untested != 0, other.tested == 0, *online],
+                do=[put(other.tested, 1), *self.address(), put(g.command, Command.TEST)],
             ),
             op("all other CPUs are in firmware's loop", when=[g.untested == 0], to="tests done"),
         )
@@ -390,7 +439,7 @@ class TdxGuestKexec:
             )
         else:
             boot.at("smp", op("new kernel: finds the mailbox in the MADT", cost=costs.BOOT_TO_SMP))
-            wake = [put(other.tried, 1), put(other.addressed, 1), put(g.command, Command.WAKEUP)]
+            wake = [put(other.tried, 1), *self.address(), put(g.command, Command.WAKEUP)]
             boot.at(
                 "next",
                 op(
@@ -438,6 +487,7 @@ class TdxGuestKexec:
     def build(self) -> Flow:
         self.aps()
         stages: dict[str, Callable[[], None]] = {
+            "unplug": self.unplug,
             "begin": self.begin,
             "stop": self.stop,
             "finish": self.finish,

@@ -15,7 +15,7 @@ from ghcbcore._cffi import lib
 from ..checking import DEADLOCK
 from ..flow import Flow
 from ..flows.sev_es_kexec import Kernel
-from ..flows.tdx_guest_kexec import CRASH, Mapping, TdxGuestKexec, Variant
+from ..flows.tdx_guest_kexec import CRASH, NORMAL, Mapping, TdxGuestKexec, Variant
 from ..machine import Machine
 from ..states import States
 from ..words import Fate
@@ -174,6 +174,24 @@ _add(
     DEADLOCK,
     "nobody takes the WAKEUP for it, and the crash kernel waits without a timeout",
     DERIVED,
+)
+_add(
+    "unplugged",
+    "a CPU is taken offline before the kexec, and TEST is answered",
+    Variant(stages=("unplug", *NORMAL), test=True, unplugs="answered"),
+    "holds",
+    "",
+    "it waits in firmware's loop as the others do later, and the new kernel wakes it",
+    f"{MAILBOX}: cpu_die",
+)
+_add(
+    "unplugged-timeout",
+    "as unplugged, but cpu_die gives up after a second",
+    Variant(stages=("unplug", *NORMAL), test=True, unplugs="times out"),
+    "violated",
+    NO_FOREIGN_FETCH,
+    "the CPU is offline, so nobody waits for it any more, and not yet in firmware's memory",
+    f"{DERIVED}: cpu_die prints a message and goes on",
 )
 _add(
     "mailbox-v0",

@@ -78,6 +78,15 @@ def test_mainline_fails_in_the_window_between_the_bit_and_the_firmware() -> None
     assert story(result)[-1].startswith("FOREIGN FETCH")
 
 
+def test_a_cpu_that_left_too_late_is_the_one_that_was_taken_offline() -> None:
+    flow = build("unplugged-timeout", 4)
+    result = check(flow, 4)
+    number = int(result.counterexample[-1].agent.removeprefix("AP "))
+    end = replayed(flow, 4, result)[-1]
+    assert end.cpu.dying[0, number - 1] == 2
+    assert any(text.startswith("1 s is over: error message") for text in story(result))
+
+
 def test_test_closes_the_window_and_a_crash_has_none() -> None:
     for short in ("mainline-test", "mainline-crash"):
         flow = build(short, 4)
