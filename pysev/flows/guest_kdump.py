@@ -18,9 +18,8 @@ core.c (82b7f88f2316, d2062cc1b1c3); kdump-utils kdump-lib.sh; makedumpfile arch
 
 from __future__ import annotations
 
-import enum
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from ghcbcore._cffi import lib
@@ -35,44 +34,7 @@ from ..machine import Machine
 from ..memmap import PAGE_BYTES
 from ..vmcore.places import unaccepted_range, vmsa_range
 from ..words import destroy_ap, halt, send_nmi
-
-
-class Kernel(enum.IntEnum):
-    """``g.kernel``: which kernel the crashing CPU runs."""
-
-    OLD = 0
-    CRASH = 1
-
-
-class Core(enum.IntEnum):
-    """``g.core``: what became of the dump."""
-
-    NONE = 0
-    NO_HEADER = 1
-    NO_MEMORY = 2
-    LOST_IN_TABLES = 3
-    WRITTEN = 4
-
-
-class Kind(enum.IntEnum):
-    """``g.kind``: what the machine is."""
-
-    SME = 0
-    SEV = 1
-    SEV_ES = 2
-    SNP = 3
-
-
-FEATURES: Final = {
-    Kind.SME: "AMD SME",
-    Kind.SEV: "AMD SEV",
-    Kind.SEV_ES: "AMD SEV SEV-ES",
-    Kind.SNP: "AMD SEV SEV-ES SEV-SNP",
-}
-"""What the boot log says is active, by kind of machine. Source: Linux mm/mem_encrypt.c."""
-
-KDUMP_PATTERN: Final = r"AMD (SME|SEV)$"
-"""What kdump-utils looks for at the end of that line before it reserves 64 MiB more."""
+from .guest_kdump_variant import FEATURES, Core, Kernel, Kind, Variant
 
 KEY: Final[int] = ((1 << lib.FRAME_KEY_WIDTH) - 1) << lib.FRAME_KEY_SHIFT
 MAPPING: Final[int] = ((1 << lib.FRAME_MAPPING_WIDTH) - 1) << lib.FRAME_MAPPING_SHIFT
@@ -82,42 +44,6 @@ SHARED: Final = (
     FrameOp(lib.FRAME_OP_LIST, value=lib.FRAME_LISTED_SHARED),
     FrameOp(lib.FRAME_OP_CONTENT, value=lib.GHCB_KEY_SLOT_NONE),
 )
-
-
-@dataclass(frozen=True)
-class Variant:
-    """What distinguishes one scenario of the family from another."""
-
-    kind: Kind = Kind.SEV_ES
-    deaf: bool = False  # a CPU has its NMIs blocked for longer than the crashing CPU waits
-    saves: str = "first"  # an AP saves its registers first, or counts down first
-    vmsa: str = ""  # SNP: destroyed, busy, offline (the crashing CPU's own), leaked
-    reader: str = "makedumpfile"  # or cp, which knows nothing of PageOffline
-    shared: str = ""  # a page that is shared: left (SEV-ES), unshared, skipped (K1), half
-    unaccepted: str = ""  # a page that nobody accepted: skipped, read
-    reads_encrypted: bool = True  # the crash kernel maps old memory with the C-bit
-    header_encrypted: bool | None = None  # and elfcorehdr so; None: as the rule says
-    exports_mask: bool = True  # VMCOREINFO has NUMBER(sme_mask)
-    strips_mask: bool = True  # and the tool looks at it
-    pattern: str = ""  # how the size of the reservation is found; empty: not asked
-
-    @property
-    def is_snp(self) -> bool:
-        return self.kind == Kind.SNP
-
-    @property
-    def key(self) -> int:
-        """Key slot of the kernel's private memory."""
-        return int(lib.GHCB_KEY_SLOT_SME) if self.kind == Kind.SME else frames.ASID
-
-    @property
-    def reader_key(self) -> int:
-        return self.key if self.reads_encrypted else int(lib.GHCB_KEY_SLOT_NONE)
-
-    @property
-    def header_key(self) -> int:
-        """A crash image is loaded decrypted under SME, encrypted in a guest."""
-        return int(lib.GHCB_KEY_SLOT_NONE) if self.kind == Kind.SME else self.key
 
 
 def _private(variant: Variant) -> tuple[FrameOp, ...]:
@@ -272,6 +198,7 @@ class GuestKdump:
             self.shut_down_aps()
         if self.v.shared in ("unshared", "skipped", "half"):
             self.unshare()
+        self.boot.phase("boot the crash kernel")
         text = "saves its own registers, jumps to the crash kernel"
         self.boot.at(
             "jump", op(text, do=[put(self.flow.g.kernel, Kernel.CRASH)], cost=costs.CRASH_BOOT)
@@ -364,7 +291,7 @@ class GuestKdump:
     def crash_kernel(self) -> None:
         """Boot in the reservation, read the header, merge the notes."""
         boot, g, other = self.boot, self.flow.g, self.flow.other
-        boot.phase("begin in the crash kernel")
+        boot.phase("find the old kernel")
         if self.v.pattern:
             self.allocate()
         key = self.v.header_key

@@ -14,7 +14,8 @@ import numpy as np
 
 from .. import frames
 from ..flow import Flow
-from ..flows.guest_kdump import KDUMP_PATTERN, Core, GuestKdump, Kind, Variant
+from ..flows.guest_kdump import GuestKdump
+from ..flows.guest_kdump_variant import KDUMP_PATTERN, Core, Kind, Variant
 from ..frames import FrameRegion
 from ..machine import Machine
 from ..states import States

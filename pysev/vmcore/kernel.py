@@ -36,7 +36,6 @@ KERNEL_MAP = 0xFFFF_FFFF_8000_0000
 KERNEL_BASE = 0x100_0000  # CONFIG_PHYSICAL_START: what the text is linked at, above KERNEL_MAP
 DIRECT_MAP = 0xFFFF_8880_0000_0000
 VMEMMAP = 0xFFFF_EA00_0000_0000
-PHYSICAL_LIMIT = 1 << 46  # of four levels of page tables
 
 # Offsets in the kernel's image; text, then from DATA on what it writes.
 TEXT_SYMBOLS = {
@@ -120,7 +119,7 @@ class Kernel:
     Raises
     ------
     OutOfRange
-        RAM ends above what four levels of page tables reach, or the kernel's region is too small.
+        The kernel's region is too small.
     """
 
     def __init__(
@@ -130,12 +129,6 @@ class Kernel:
         self.image = Image()
         self._shared = [] if all_private else [r for r in places.layout.regions if r.shared]
         text = places.region(Part.OLD_TEXT)
-        end = places.layout.memmap.ram_end
-        if end > PHYSICAL_LIMIT:
-            raise OutOfRange(
-                f"RAM ends at {end:#x}: four levels of page tables reach"
-                f" {format_size(PHYSICAL_LIMIT)}"
-            )
         if text.size_bytes < IMAGE_BYTES:
             raise OutOfRange(f"a kernel of {format_size(text.size_bytes)}: no room for its data")
         self.start, self.end = text.start, text.end

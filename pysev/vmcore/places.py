@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ghcbcore.errors import OutOfRange
 from pysev.layout import Layout, Part, Region
 from pysev.memmap import (
     LARGE_PAGE_BYTES,
@@ -36,6 +37,9 @@ Ranges = tuple[tuple[int, int], ...]
 
 SECTION_BYTES = 128 << 20
 """What one ``struct mem_section`` stands for. Source: Linux asm/sparsemem.h (x86-64)."""
+
+PHYSICAL_LIMIT = 1 << 46
+"""MAX_PHYSMEM_BITS of four levels of page tables. Source: Linux asm/sparsemem.h."""
 
 SMALLEST_UNACCEPTED = 64 << 20
 """With a smaller free piece a machine has accepted everything."""
@@ -132,14 +136,18 @@ class Places:
         Raises
         ------
         NoRoom
-            There is no crash reservation, or no room for ``struct page`` of all RAM.
+            There is no room for ``struct page`` of all RAM.
+        OutOfRange
+            There is no crash reservation, or RAM ends above what four levels of page tables reach.
         """
+        end = layout.memmap.ram_end
+        if end > PHYSICAL_LIMIT:
+            reach = format_size(PHYSICAL_LIMIT)
+            raise OutOfRange(f"RAM ends at {end:#x}: four levels of page tables reach {reach}")
         crash = [r for r in layout.regions if r.part in (Part.CRASH, Part.CRASH_LOW)]
         if not crash:
             ram = format_size(layout.memmap.ram_bytes)
-            raise NoRoom(
-                f"a crash kernel: guests with {ram} of RAM get no reservation", 0, 0, 1 << 52, 0
-            )
+            raise OutOfRange(f"a guest with {ram} of RAM: no memory is reserved for a crash kernel")
         kept = [(0, 1 << 20), *((region.start, region.end) for region in crash)]
         ranges = _without(layout.memmap.ram_ranges(), kept)
         vmsas = vmsa_range(layout)
@@ -154,10 +162,15 @@ class Places:
         tables = (at, at + size)
         free = _without(free, [tables])
         vmemmap = _pieces(free, len(sections))
-        took = [(int(one), int(one) + LARGE_PAGE_BYTES) for one in vmemmap[[0, -1]]]
-        covered = _joined(vmemmap) if len(vmemmap) else took
         return cls(
-            layout, ranges, vmsas, unaccepted, sections, vmemmap, tables, _without(free, covered)
+            layout,
+            ranges,
+            vmsas,
+            unaccepted,
+            sections,
+            vmemmap,
+            tables,
+            _without(free, _joined(vmemmap)),
         )
 
     def region(self, part: Part) -> Region:

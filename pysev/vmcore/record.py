@@ -3,15 +3,16 @@
 A crash flow has a word ``note`` for each CPU: whether it saved its registers. Flows of
 ``guest-kdump/*`` say more: keys of writer and reader, whether VMCOREINFO has the mask, which pages
 are PageOffline, and how far the dump came. A flow without these words is a guest whose crash
-kernel did everything right.
+kernel did everything right, encrypted as its host's profile says.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from ghcbcore._cffi import lib
 from pysev.flow import Flow
-from pysev.flows.guest_kdump import FEATURES, Core, Kind
+from pysev.flows.guest_kdump_variant import FEATURES, Core, Kind
 from pysev.frames import ASID
 from pysev.layout import Part
 from pysev.machine import Machine
@@ -30,6 +31,10 @@ NO_CORE = {
     Core.NO_HEADER: "the ELF header is noise, so there is no /proc/vmcore",
     Core.NO_MEMORY: "the crash kernel had no memory left for its swiotlb",
 }
+
+
+KINDS = {lib.GHCB_GUEST_SEV_ES: Kind.SEV_ES, lib.GHCB_GUEST_SNP: Kind.SNP}
+"""What a flow without a word for it runs on, by its host's profile; else nothing is encrypted."""
 
 
 def crash_of(flow: Flow, machine: Machine, result: RunResult) -> Crash:
@@ -63,18 +68,22 @@ def crash_of(flow: Flow, machine: Machine, result: RunResult) -> Crash:
     places = Places.of(layout, unaccepted_range(layout) if "lazy" in regions else (0, 0))
     own = (places.vmsas[0],) if word("offline", 0) else ()
     notes = states.cpu.in_core if "cpu.in_core" in {w.name for w in flow.cpu} else states.cpu.note
+    kind = KINDS.get(flow.profile.guest)
+    if "g.kind" in names:
+        kind = Kind(word("kind", 0))
+    key = lib.GHCB_KEY_SLOT_NONE if kind is None else ASID
     return Crash(
         places,
-        FEATURES[Kind(word("kind", Kind.SEV_ES))],
+        "" if kind is None else FEATURES[kind],
         np.concatenate([np.ones(1, bool), notes[0] == 1]),
         ["panic", *["default_idle"] * (machine.n_cpus - 1)],
-        writer=word("writer_key", ASID),
-        reader=word("reader_key", ASID),
+        writer=word("writer_key", key),
+        reader=word("reader_key", key),
         exports_mask=bool(word("exports_mask", 1)),
         offline=own,
         skipped=own,
         vmsas="vmsa" in regions,
-        unshared=word("kind", Kind.SEV_ES) == Kind.SNP,
+        unshared=kind is Kind.SNP,
         messages=[(PANIC_NS, "Kernel panic - not syncing: sysrq triggered crash")],
     )
 

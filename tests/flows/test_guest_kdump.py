@@ -11,14 +11,8 @@ from ghcbcore.frame import Op as FrameOp
 from pysev import Machine, States, all_scenarios, check, find, frames, run
 from pysev.checking import CheckResult, evaluate
 from pysev.flow import Flow
-from pysev.flows.guest_kdump import (
-    FEATURES,
-    KDUMP_PATTERN,
-    Core,
-    GuestKdump,
-    Kind,
-    Variant,
-)
+from pysev.flows.guest_kdump import GuestKdump
+from pysev.flows.guest_kdump_variant import FEATURES, KDUMP_PATTERN, Core, Kind, Variant
 from pysev.memmap import MemoryMap
 from pysev.memory import Memory
 from pysev.report import check_text, is_expected

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from ghcbcore._cffi import lib
 from ghcbcore.controller import Controller
 from ghcbcore.errors import OutOfRange
+from ghcbcore.profile import Profile
 from pysev import Machine, find, run
 from pysev.cli import main
 from pysev.layout import Part, place
@@ -221,7 +222,19 @@ def test_ram_above_what_four_levels_reach_is_refused():
     ranges = [(0, 0xA_0000, 1), (0x10_0000, 8 * GIB, 1), (1 << 46, (1 << 46) + GIB, 1)]
     layout = place(MemoryMap(ranges), 1, jump_table=0)
     with pytest.raises(OutOfRange, match="four levels of page tables reach 64T"):
-        Kernel(Places.of(layout), 0, "6.1.0")
+        Places.of(layout)
+
+
+def test_a_layout_without_a_crash_reservation_is_refused():
+    layout = place(MemoryMap.flat(3 * GIB), 2, crash=0)
+    with pytest.raises(OutOfRange, match="no memory is reserved for a crash kernel"):
+        Places.of(layout)
+
+
+def test_memory_of_which_no_half_can_be_left_alone_is_refused():
+    layout = place(MemoryMap.flat(480 << 20), 1, crash=64 << 20)
+    with pytest.raises(NoRoom, match="memory that was never accepted"):
+        unaccepted_range(layout)
 
 
 # -- struct page, the log, VMCOREINFO ------------------------------------------------------------
@@ -430,6 +443,26 @@ def test_an_offline_vmsa_is_not_in_the_core():
         page_of(core, own)
     rip = page_of(core, other)[lib.GHCB_OFF_RIP :][:8]
     assert int.from_bytes(rip, "little") == core.kernel.symbols["default_idle"]
+
+
+@pytest.mark.parametrize(
+    ("name", "mask"), [("sev-es-kexec/kdump-one-cpu", C_BIT), ("guest-kdump/sme", C_BIT)]
+)
+def test_a_flow_without_words_for_it_is_encrypted_as_its_host_says(name, mask):
+    machine = Machine.of(3)
+    flow = find(name).build(machine)
+    core = Core(crash_of(flow, machine, run(flow, machine)))
+    assert core.kernel.c_bit == mask and core.n_notes == 3
+
+
+def test_a_flow_on_a_plain_host_has_a_core_without_a_mask():
+    machine = Machine.of(3)
+    flow = find("sev-es-kexec/kdump-one-cpu").build(machine)
+    flow.profile = Profile(guest=lib.GHCB_GUEST_PLAIN)
+    core = Core(crash_of(flow, machine, run(flow, machine)))
+    assert core.kernel.c_bit == 0
+    assert b"NUMBER(sme_mask)=0\n" in core.notes
+    assert page_of(core, core.kernel.start).startswith(b"_stext")
 
 
 # -- writing -------------------------------------------------------------------------------------
