@@ -173,6 +173,7 @@ def bads(command):
 
 
 @cython.final
+@cython.auto_pickle(False)
 cdef class Machines:
     """Machines(threads, n_ccxs, max_asid, n_guests, *, first_sev_asid=1, rules=0, n_machines=1)\n--\n
     Firmware of ``n_machines`` machines that are built alike, as it is at power-on.
