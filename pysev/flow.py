@@ -529,6 +529,7 @@ class Flow:
         self.places: list[Place] = []
         self.reach_ops: list[ReachOp] = []
         self.value_names: dict[str, type[enum.IntEnum]] = {}
+        self.change_texts: dict[str, Callable[[int, int], str]] = {}
         self.cpu_states: list[tuple[str, Callable[[States], Any]]] = []
         self._initial_global: list[int] = []
         self._initial_cpu: list[int] = []
@@ -587,6 +588,13 @@ class Flow:
     def name_values(self, word: str, names: type[enum.IntEnum]) -> None:
         """Say what the numbers of a word mean; timelines then show the names."""
         self.value_names[word] = names
+
+    def tell_changes(self, word: str, text: Callable[[int, int], str]) -> None:
+        """Say how a timeline tells that a word has changed, from its old and new number.
+
+        ``text`` returns the empty string for a change that is not worth a line.
+        """
+        self.change_texts[word] = text
 
     def start(self, **initial: int) -> None:
         """Give first values to words of the VM (``jump_table=``) or of every CPU's vCPU."""

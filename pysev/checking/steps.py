@@ -57,6 +57,10 @@ def _changed(flow: Flow, words: Words, before: Array, after: Array, base: int) -
             if f.name in pages:
                 yield f"{name}: {', '.join(frames.changes(old, new)) or f'{old:#x} -> {new:#x}'}"
                 continue
+            if name in flow.change_texts:
+                if text := flow.change_texts[name](old, new):
+                    yield text
+                continue
             names = flow.value_names.get(name) or VALUE_NAMES.get(name)
             yield f"{name} {_value(old, names)} -> {_value(new, names)}"
 
