@@ -43,7 +43,7 @@ from .firmware_steps import (
     command_step,
     thread_step,
 )
-from .firmware_words import check_text, guest_text, ranges, state_text
+from .firmware_words import cells_text, check_text, guest_text, ranges, state_text
 from .tables.firmware_model import (
     ASSUMPTIONS,
     MODES,
@@ -465,14 +465,8 @@ class Firmware:
         kinds, which = np.unique(rows, axis=0, return_inverse=True)
         for i in np.argsort([int(np.argmax(which.ravel() == k)) for k in range(len(kinds))]):
             kind = kinds[i]
-            cells = {
-                Cell(v).name: ranges(np.flatnonzero(kind == v).tolist()) for v in set(kind.tolist())
-            }
-            text = ", ".join(
-                name if len(cells) == 1 else f"{name} on CCX {on}" for name, on in cells.items()
-            )
             asids = ranges((np.flatnonzero(which.ravel() == i) + 1).tolist())
-            lines.append(f"ASID {asids}: {text}")
+            lines.append(f"ASID {asids}: {cells_text(kind.tolist())}")
         threads = self.threads()
         done = ranges(np.flatnonzero(threads["done"]).tolist()) or "none"
         lines.append(f"threads {ranges(list(range(self.n_threads)))}: WBINVD done on {done}")

@@ -25,7 +25,19 @@ from .tables.firmware_model import (
 if TYPE_CHECKING:
     from .firmware import Firmware
 
-__all__ = ["check_text", "guest_text", "order_text", "ranges", "state_text"]
+__all__ = [
+    "bitmap_change",
+    "cells_change",
+    "cells_text",
+    "check_text",
+    "guest_change",
+    "guest_text",
+    "order_text",
+    "platform_change",
+    "ranges",
+    "state_text",
+    "thread_change",
+]
 
 CHECK_OF = {int(code.code): code for code in CHECKS}
 BAD_OF = {int(code.code): code for code in BADS}
@@ -53,6 +65,65 @@ def guest_text(guest: Any) -> str:
     if active == Activation.INACTIVE:
         return f"{text}, no ASID"
     return f"{text}, ASID {int(guest['asid'])} {active.name}"
+
+
+def cells_text(cells: Sequence[int]) -> str:
+    """Say how the cells of one ASID stand, one for each CCX: ``CLEAN on CCX 1, DIRTY on CCX 0``."""
+    kinds = {kind: [i for i, v in enumerate(cells) if v == kind] for kind in sorted(set(cells))}
+    if len(kinds) == 1:
+        return Cell(cells[0]).name
+    return ", ".join(f"{Cell(kind).name} on CCX {ranges(on)}" for kind, on in kinds.items())
+
+
+def thread_change(old: int, new: int) -> str:
+    """Tell what has changed in a thread's word; so do the functions that follow."""
+    a, b = core.threads([old, new])
+    texts = (
+        ("done", "done bit erased", "done bit set"),
+        ("kept", "WBNOINVD forgotten", "WBNOINVD noted"),
+        ("snp_en", "SNPEn cleared", "SNPEn set"),
+    )
+    said = [on if b[name] else off for name, off, on in texts if a[name] != b[name]]
+    if a["ccx"] != b["ccx"]:
+        said.append(f"sits on CCX {int(b['ccx'])}")
+    if a["runs"] != b["runs"]:
+        said.append(f"in the guest of ASID {int(b['runs'])}" if b["runs"] else "out of the guest")
+    return ", ".join(said)
+
+
+def cells_change(asid: int, n_ccxs: int, old: int, new: int) -> str:
+    a, b = core.states([old, new], n_ccxs).tolist()
+    return f"ASID {asid} {cells_text(a)} -> {cells_text(b)}"
+
+
+def guest_change(slot: int, old: int, new: int) -> str:
+    a, b = core.guests([old, new])
+    return f"guest {slot} {guest_text(a)} -> {guest_text(b)}"
+
+
+def platform_change(old: int, new: int) -> str:
+    a, b = core.platforms([old, new])
+    said = [
+        f"{title} {names(int(a[name])).name} -> {names(int(b[name])).name}"
+        for name, title, names in (("sev", "SEV", Sev), ("snp", "SNP", Snp))
+        if a[name] != b[name]
+    ]
+    said += [
+        on if b[name] else off
+        for name, off, on in (
+            ("rmp", "RMP no longer initialised", "RMP initialised"),
+            ("iommu", "IOMMU unlocked", "IOMMU locked"),
+        )
+        if a[name] != b[name]
+    ]
+    return ", ".join(said)
+
+
+def bitmap_change(gone: str, come: str, old: int, new: int) -> str:
+    """Tell which ASIDs have left a bitmap of one word, and which have come in."""
+    a, b = set(core.members(old)), set(core.members(new))
+    said = [(gone, sorted(a - b)), (come, sorted(b - a))]
+    return ", ".join(f"{text} ASID {ranges(asids)}" for text, asids in said if asids and text)
 
 
 def state_text(firmware: Firmware, step: Any) -> Mapping[str, str]:

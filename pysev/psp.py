@@ -31,6 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ import numpy as np
 from ghcbcore import firmware as core
 from ghcbcore._cffi import lib
 
+from . import firmware_words as words
 from .firmware import Cell, Firmware, GuestType, Snp, SnpGuestState, Status, command_step
 from .flow import (
     Effect,
@@ -129,21 +131,34 @@ def declare(
     alike = np.delete(model.threads(), 0)[["done", "kept", "offline", "snp_en", "hsave", "runs"]]
     if len(np.unique(alike)) != 1:
         raise FlowError(f"{name}: at the start the threads are not alike")
-    words = model.words
-    (boot, cpu), invalid = words.threads[0, :2].tolist(), words.invalid[0, 1, 0]
-    once = {"state": int(words.state[0]), "keys": int(words.keys[0, 0])}
-    once |= {f"guest_{i}": word for i, word in enumerate(words.guests[0].tolist())}
-    once |= {f"asid_{i + 1}": word for i, word in enumerate(words.cells[0].tolist())}
+    of = model.words
+    (boot, cpu), invalid = of.threads[0, :2].tolist(), of.invalid[0, 1, 0]
+    once = {"state": int(of.state[0]), "keys": int(of.keys[0, 0])}
+    once |= {f"guest_{i}": word for i, word in enumerate(of.guests[0].tolist())}
+    once |= {f"asid_{i + 1}": word for i, word in enumerate(of.cells[0].tolist())}
     place = flow.place(
         lib.GHCB_PLACE_FIRMWARE,
         name,
         per_cpu={"thread": cpu, "invalid": int(invalid)},
         once=once,
-        options=words.reach_options(),
+        options=of.reach_options(),
     )
     flow._initial_global[place.words[0].index] = boot
     flow.globals(**{f"{name}_refused": 0})
+    _tell(flow, name, n_guests, n_asids, n_ccx)
     return Psp(flow, place, n_guests, n_asids, n_ccx, getattr(flow.g, f"{name}_refused"))
+
+
+def _tell(flow: Flow, name: str, n_guests: int, n_asids: int, n_ccx: int) -> None:
+    """Let timelines say in words what becomes of firmware's state."""
+    flow.tell_changes(f"{name}_thread", words.thread_change)
+    flow.tell_changes(f"{name}_invalid", partial(words.bitmap_change, "may run", "may not run"))
+    flow.tell_changes(f"{name}_state", words.platform_change)
+    flow.tell_changes(f"{name}_keys", partial(words.bitmap_change, "no key for", "key for"))
+    for i in range(n_guests):
+        flow.tell_changes(f"{name}_guest_{i}", partial(words.guest_change, i))
+    for i in range(n_asids):
+        flow.tell_changes(f"{name}_asid_{i + 1}", partial(words.cells_change, i + 1, n_ccx))
 
 
 @dataclass(frozen=True, eq=False)

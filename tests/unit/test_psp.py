@@ -197,3 +197,21 @@ def test_what_cannot_be_declared_is_said():
         psp.command("SNP_LAUNCH_START", flow.g.status, policy=1 << 40)
     with pytest.raises(FlowError, match="0 CPUs to a CCX"):
         psp.seats(flow.g.status, 0)
+
+
+def test_a_timeline_tells_in_words_what_becomes_of_firmware():
+    flow, psp = a_flow(n_guests=1, running=1)
+    g = flow.g
+    boot = flow.agent("boot CPU")
+    boot.at("guest", op("SNP_DECOMMISSION", do=[psp.command("SNP_DECOMMISSION", g.status)]))
+    boot.at("flush", op("IPI: WBINVD", do=[psp.wbinvd(flow.boot), psp.wbinvd_others()]))
+    boot.at("fabric", op("DF_FLUSH", do=[psp.command("DF_FLUSH", g.status)]))
+    boot.at("down", op("SNP_SHUTDOWN_EX", do=[psp.command("SNP_SHUTDOWN_EX", g.status, iommu=1)]))
+    boot.at("end", ends=True)
+    flow.always("SNP stays up", psp.is_up)
+    end, flush, fabric, down = (step.detail for step in check(flow, 3).counterexample)
+    assert end.startswith("done bit erased; may not run ASID 1; ")
+    assert "guest 0 SNP RUNNING, ASID 1 ACTIVE -> none; ASID 1 IN_USE -> DIRTY" in end
+    assert flush == "done bit set; CPUs 1-2 done bit set"
+    assert fabric == "ASID 1 DIRTY -> CLEAN"
+    assert down.startswith("SNP INIT -> UNINIT, RMP no longer initialised, IOMMU unlocked")
