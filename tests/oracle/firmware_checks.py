@@ -18,6 +18,9 @@ class Checks:
     def check_snp(self, state):
         return unless(self.snp == state, rules.INVALID_PLATFORM_STATE)
 
+    def check_not_owned(self):
+        return unless(not self.owned, rules.ALREADY_OWNED)
+
     def check_both_uninit(self):
         return unless(self.sev == self.snp == "UNINIT", rules.INVALID_PLATFORM_STATE)
 

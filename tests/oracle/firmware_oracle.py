@@ -125,6 +125,7 @@ class FirmwareOracle(Checks):
         self.slots = {}  # where a swapped page's entry is: (size, was it validated)
         self.keys = set()  # ASIDs that have a key in the memory controllers
         self.identity = 0
+        self.owned = False  # by a certificate of somebody's
         self.answer = None
         # The ASID machine.
         self.cells_lost = True
@@ -206,7 +207,8 @@ class FirmwareOracle(Checks):
         if buffer is None or name not in WRITES_BACK or self.snp == "UNINIT":
             return self.checked(row)
         if self.page(buffer).state not in ("FIRMWARE", "DEFAULT"):
-            return INVALID_PAGE_STATE + WRITE_BACK_QUIRK
+            quirk = WRITE_BACK_QUIRK if self.mode == "genoa_2023" else 0
+            return INVALID_PAGE_STATE + quirk
         status = self.checked(row)
         if self.page(buffer).state == "FIRMWARE":
             self.page(buffer).state = "RECLAIM"
@@ -305,6 +307,13 @@ class FirmwareOracle(Checks):
 
     def do_platform_reset(self):
         self.identity += 1
+        self.owned = False
+
+    def do_pek_gen(self):
+        self.owned = False
+
+    def do_pek_cert_import(self):
+        self.owned = True
 
     def do_platform_status(self):
         self.answer = {"state": self.sev, "guest_count": len(self.guests)}

@@ -47,6 +47,9 @@ CHOICES = {
     "write_back": "PLATFORM_STATUS, PEK_CSR, PDH_CERT_EXPORT, GET_ID, GUEST_STATUS, LAUNCH_START,"
     " LAUNCH_MEASURE, SEND_START, SEND_UPDATE, RECEIVE_START write back; tested before all else, a"
     " page without entry is good too, and the page goes to RECLAIM whatever the status (FW)",
+    "quirks": "the 0x40 on top of a bad buffer's status (1.3, a quirk of FW) belongs to genoa_2023,"
+    " as the prefix quirk does (2.1); strict is the plain 0x1A",
+    "owned": "PEK_CERT_IMPORT makes the platform owned, PEK_GEN and PLATFORM_RESET its own again",
     "message": "a message that moves a guest is a name, its own answer tells whether it did;"
     " VM_IMPORT wants INIT, VM_ABSORB an incoming image in LAUNCH. A pending activation stays"
     " pending, its cells ALLOC (FW). An imported guest is counted, as it is when it goes",
@@ -250,7 +253,7 @@ RULES = {
     "PEK_CERT_IMPORT": row(
         "",
         "sev INIT",
-        ("owned", ALREADY_OWNED),
+        "not_owned",
         LENGTH,
         ("certificate", INVALID_CERTIFICATE),
     ),

@@ -23,7 +23,10 @@ MODES = ("strict", "genoa_2023")
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['section']}: {row['rule']}")
 def test_row(row, mode):
-    assert run(FirmwareOracle(mode=mode), row["start"], row["history"]) == int(row["status"], 0)
+    status = int(row["status"], 0)
+    if mode == "genoa_2023" and "buffer=" in row["history"].split(";")[-1] and status:
+        status += WRITE_BACK_QUIRK
+    assert run(FirmwareOracle(mode=mode), row["start"], row["history"]) == status
 
 
 def test_every_row_of_the_table_of_wrong_orders_is_there():
@@ -338,7 +341,7 @@ def test_metadata_moves_with_its_owner():
 
 
 def test_write_back_quirk_wants_a_firmware_page_and_leaves_it_to_reclaim():
-    fw = FirmwareOracle()
+    fw = FirmwareOracle(mode="genoa_2023")
     assert run(fw, "S0", "FIRMWARE 12") == SUCCESS
     assert fw.command("PEK_CSR", buffer=13) == INVALID_PAGE_STATE + WRITE_BACK_QUIRK
     assert fw.command("PEK_CSR", buffer=12) == 0x01
