@@ -57,11 +57,34 @@ static void look(const ghcb_fw_t *fw)
             MUST((thread[1 + asid / 64] >> asid % 64 & 1) == !runs);
         }
     }
+    for (uint64_t asid = 1; asid <= ASIDS; asid++)
+        for (uint64_t t = 0; !owned[asid] && t < ghcb_fw_n_threads(fw); t++)
+            MUST(ghcb_fw_thread(fw, t)[1 + asid / 64] >> asid % 64 & 1);
+}
+
+/* Commands that get far, and all others now and then. */
+static const uint8_t USUAL[] = {
+    SEV_FW_CMD_SNP_GCTX_CREATE, SEV_FW_CMD_SNP_LAUNCH_START, SEV_FW_CMD_SNP_ACTIVATE,
+    SEV_FW_CMD_SNP_ACTIVATE_EX, SEV_FW_CMD_SNP_LAUNCH_FINISH, SEV_FW_CMD_SNP_DECOMMISSION,
+    SEV_FW_CMD_DF_FLUSH, SEV_FW_CMD_SNP_SHUTDOWN_EX, SEV_FW_CMD_SNP_INIT_EX, SEV_FW_CMD_INIT,
+    SEV_FW_CMD_SHUTDOWN, SEV_FW_CMD_LAUNCH_START, SEV_FW_CMD_LAUNCH_MEASURE,
+    SEV_FW_CMD_LAUNCH_FINISH, SEV_FW_CMD_ACTIVATE, SEV_FW_CMD_ACTIVATE_EX, SEV_FW_CMD_DEACTIVATE,
+    SEV_FW_CMD_DECOMMISSION, SEV_FW_CMD_RECEIVE_START, SEV_FW_CMD_RECEIVE_FINISH,
+    SEV_FW_CMD_SEND_START, SEV_FW_CMD_SEND_FINISH, SEV_FW_CMD_SNP_GUEST_REQUEST};
+
+static uint64_t a_command(input_t *in)
+{
+    const uint8_t byte = take8(in);
+
+    return byte >= 0xf0 ? take8(in) : USUAL[byte % sizeof(USUAL)];
 }
 
 static void any_history(input_t *in)
 {
-    uint64_t state = GHCB_FW_BIT(REBUILD), keys = 0, guests[GUESTS] = {0}, cells[ASIDS] = {0};
+    const int started = take8(in) & 1; /* SNP is initialised and all is CLEAN */
+    uint64_t state = started ? GHCB_FW_BIT(SNP) | GHCB_FW_BIT(RMP) | GHCB_FW_BIT(IOMMU)
+                             : GHCB_FW_BIT(REBUILD);
+    uint64_t keys = 0, guests[GUESTS] = {0}, cells[ASIDS] = {0};
     uint64_t threads[THREADS][2];
     const ghcb_fw_t fw = {
         .state = &state, .keys = &keys, .guests = guests, .cells = cells, .boot = threads[0],
@@ -85,7 +108,7 @@ static void any_history(input_t *in)
             step.thread = GHCB_FW_ALL_THREADS;
         if (step.step >= GHCB_FW_STEP_VMRUN && step.thread == GHCB_FW_ALL_THREADS)
             step.thread = 0; /* what `Machines.apply` refuses */
-        step.op = (ghcb_fw_op_t){.command = take8(in), .guest = take8(in) % (GUESTS + 1),
+        step.op = (ghcb_fw_op_t){.command = a_command(in), .guest = take8(in) % (GUESTS + 1),
                                  .asid = take8(in) % (ASIDS + 2), .ccxs = take8(in) & 7,
                                  .options = take8(in), .length = SEV_FW_SHUTDOWN_EX_BYTES,
                                  .target = kind % GUESTS};
