@@ -224,6 +224,12 @@ def test_drgn_reads_memory_by_physical_and_virtual_address(core, form):
     assert RELEASE.encode() in program["VMCOREINFO"].string_()
 
 
+def test_drgn_finds_threads_by_debug_information_alone(core):
+    _, program = opened(core("snp"))
+    with pytest.raises(LookupError, match="init_task"):
+        next(iter(program.threads()))
+
+
 def test_drgn_finds_no_memory_in_the_crash_reservation(core):
     drgn, program = opened(core("snp"))
     crash = Machine.of(4, MemoryMap.flat(3 << 30)).layout[Part.CRASH]

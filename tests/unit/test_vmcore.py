@@ -379,6 +379,29 @@ def test_machines_with_a_boot_log_of_their_own_have_a_core(name, tmp_path, reque
     assert main(["vmcore", "-o", str(tmp_path / "core"), *options]) == 0
 
 
+GAPS = st.sampled_from([0, 0, 0x1000, 0x12345, 1 << 30, 1 << 39, 5 << 40])
+SIZES = st.sampled_from([0x1000, 0x8800, 0x20_0000, 0x7F0_0000, 1 << 28, 3 << 30, 1 << 40])
+
+
+@settings(max_examples=25)
+@given(st.lists(st.tuples(GAPS, SIZES, st.sampled_from([1, 1, 1, 2, 3])), max_size=9))
+def test_on_any_map_page_tables_lead_to_every_edge_of_its_ram(tail):
+    rows = [(0, 0x9_FC00, 1), (0x10_0000, 0x7FF1_0000, 1), (0x7FF1_0000, 0x8000_0000, 2)]
+    at = 4 * GIB
+    rows.append((at, at := at + GIB, 1))
+    for gap, size, kind in tail:
+        rows.append((at + gap, at := at + gap + size, kind))
+    layout = Machine.of(3, MemoryMap(rows)).layout
+    kernel = Kernel(Places.of(layout), C_BIT, "6.1.0")
+    for start, end in layout.memmap.ram_ranges():
+        for gpa in (start, end - 1):
+            assert walk(kernel, DIRECT_MAP + gpa, C_BIT)[0] == gpa
+            where = walk(kernel, VMEMMAP + (gpa >> 12) * 64, C_BIT)
+            assert where is not None and layout.memmap.is_ram([where[0]])[0]
+    for start, end in kernel.places.ranges:
+        assert start % PAGE == end % PAGE == 0 and layout.memmap.is_ram([start, end - 1]).all()
+
+
 # -- what the reader sees ------------------------------------------------------------------------
 
 
