@@ -18,21 +18,19 @@ import sys
 from collections.abc import Sequence
 from typing import IO, Any, NoReturn, TextIO
 
+from .usage import UsageError, load_property
+
 __all__ = ["main"]
 
 GOOD, FINDING, USAGE, INTERRUPTED = 0, 1, 2, 130
-MAX_CHECK_CPUS = 64
 DEFAULT_RUN_CPUS = 64
-MIN_CHECK_BYTES = 16 << 20
-"""The tables of a search take a few MiB before they hold a state."""
-
 MAX_DIGITS = 40
 """No option takes a number that is nearly as long; ``int`` need not be asked about longer ones."""
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise _UsageError(f"{message} (see `{self.prog} --help`)")
+        raise UsageError(f"{message} (see `{self.prog} --help`)")
 
     def _print_message(self, message: str, file: Any = None) -> None:
         (file or sys.stderr).write(message)  # argparse's own hides a full disk
@@ -45,12 +43,9 @@ class _Done(Exception):
     """``--help`` or ``--version`` has said all there is to say."""
 
 
-class _UsageError(Exception):
-    pass
-
-
 def _parser() -> _Parser:
     from . import __version__
+    from .checking.command import add_arguments as add_check_arguments
 
     top = _Parser(prog="pysev", description="A software model of AMD SEV-ES / SEV-SNP machines.")
     top.add_argument("--version", action="version", version=f"pysev {__version__}")
@@ -115,11 +110,7 @@ def _parser() -> _Parser:
             metavar="FILE.py:FUNCTION",
             help="one more property: a function over an array of states",
         )
-    check.add_argument("--all", action="store_true", help="every scenario; 0 if all as expected")
-    check.add_argument("--cpus", type=_integer, default=4, metavar="N")
-    check.add_argument("--max-memory", default="8G", metavar="SIZE", help="bound for the states")
-    check.add_argument("--seconds", type=float, metavar="S", help="bound on the time")
-    check.add_argument("--no-symmetry", action="store_true", help="count every CPU as different")
+    add_check_arguments(check, _integer)
     graph = commands.add_parser("graph", help="the flow of a scenario, as pseudocode or a picture")
     graph.add_argument("scenario", help="its name, or FILE.py:FLOW")
     graph.add_argument("--cpus", type=_integer, default=4, metavar="N")
@@ -226,7 +217,7 @@ def _memory_of(arguments: argparse.Namespace) -> Any:
     from .scaling import grow
 
     if arguments.grow is not None and arguments.memmap is None:
-        raise _UsageError("--grow is for a --memmap; --memory says the size of a plain guest")
+        raise UsageError("--grow is for a --memmap; --memory says the size of a plain guest")
     if arguments.memory is not None:
         return MemoryMap.flat(parse_size(arguments.memory))
     if arguments.memmap is None:
@@ -265,7 +256,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader has seen enough
         _settle(sys.stdout)
         return GOOD
-    except (SevError, _UsageError) as error:
+    except SevError as error:
         return _refuse(_one_line(error))
     except OSError as error:
         _settle(sys.stdout)
@@ -286,7 +277,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str] | None) -> int:
     if sys.stdout is None:
-        raise _UsageError("standard output is closed")
+        raise UsageError("standard output is closed")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files may be anything
             stream.reconfigure(errors="backslashreplace")
@@ -320,7 +311,7 @@ def _settle(stream: TextIO) -> None:
 
 def _stdin() -> IO[bytes]:
     if sys.stdin is None:
-        raise _UsageError("standard input is closed")
+        raise UsageError("standard input is closed")
     return sys.stdin.buffer
 
 
@@ -344,7 +335,7 @@ def _decode(arguments: argparse.Namespace) -> int:
             sys.stdout.write("".join(f"{kind.name:<{width}}  {kind.what}\n" for kind in found))
         return GOOD
     if not arguments.values:
-        raise _UsageError("decode: give at least one VALUE, FILE or - (see `pysev decode --help`)")
+        raise UsageError("decode: give at least one VALUE, FILE or - (see `pysev decode --help`)")
     stdin = _stdin() if "-" in arguments.values else io.BytesIO()
     return main_decode(
         arguments.values,
@@ -369,11 +360,11 @@ def _cache(arguments: argparse.Namespace) -> int:
 
     n_cpus = arguments.cpus
     if n_cpus is not None and n_cpus < 1:
-        raise _UsageError(f"--cpus {n_cpus}: must be at least 1")
+        raise UsageError(f"--cpus {n_cpus}: must be at least 1")
     how = {"json": arguments.json, "plot": arguments.plot, "coherent": arguments.coherent}
     if arguments.scale is not None:
         if arguments.file is not None:
-            raise _UsageError("cache: give a FILE or --scale, not both")
+            raise UsageError("cache: give a FILE or --scale, not both")
         return main_scale(arguments.scale, n_cores=n_cpus, seed=arguments.seed, **how)
     if arguments.file is None:
         return main_cache(None, "example", n_cpus=n_cpus or 0, **how)
@@ -482,10 +473,10 @@ def _run_once(arguments: argparse.Namespace) -> int:
     if arguments.replay is not None:
         return _replay(arguments)
     if arguments.scenario is None:
-        raise _UsageError("run: give a scenario (`pysev scenarios` lists them), or --replay FILE")
+        raise UsageError("run: give a scenario (`pysev scenarios` lists them), or --replay FILE")
     for option in ("mermaid", "svg", "property"):
         if getattr(arguments, option):
-            raise _UsageError(f"run: --{option} goes with --replay")
+            raise UsageError(f"run: --{option} goes with --replay")
     if arguments.cpus is None:
         arguments.cpus = DEFAULT_RUN_CPUS
     scenario = find_scenario(arguments.scenario)
@@ -493,7 +484,7 @@ def _run_once(arguments: argparse.Namespace) -> int:
     n_cpus = scenario.n_cpus(arguments.cpus)
     machine = Machine.of(n_cpus, memory, jump_table=scenario.jump_table)
     if arguments.repeat < 1:
-        raise _UsageError(f"--repeat {arguments.repeat}: must be at least 1")
+        raise UsageError(f"--repeat {arguments.repeat}: must be at least 1")
     to = [path for path in (arguments.trace, arguments.perfetto) if path is not None]
     refuse_same_place("run", to, arguments.memmap)
     flow = scenario.build(machine)
@@ -528,13 +519,13 @@ def _replay(arguments: argparse.Namespace) -> int:
     a = arguments
     for option, default in (("memory", None), ("memmap", None), ("seed", 0), ("repeat", 1)):
         if getattr(a, option) != default:
-            raise _UsageError(f"run: --{option} goes without --replay: the script says it all")
+            raise UsageError(f"run: --{option} goes without --replay: the script says it all")
     return main_replay(
         a.replay,
         scenario=a.scenario,
         n_cpus=a.cpus,
         stdin=_stdin() if a.replay == "-" else None,
-        properties=[_property(text) for text in a.property],
+        properties=[load_property(text) for text in a.property],
         json=a.json,
         trace=a.trace,
         perfetto=a.perfetto,
@@ -544,60 +535,9 @@ def _replay(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from .checking import check
-    from .machine import Machine
-    from .memmap import parse_size
-    from .report import check_row, check_table, check_text, is_expected
-    from .scenarios import all_scenarios
-    from .showing.command import refuse_outputs, write_counterexample
-    from .showing.finding import find_scenario
+    from .checking.command import main_check
 
-    if arguments.all == (arguments.scenario is not None):
-        raise _UsageError("check: give one scenario, or --all")
-    if not 1 <= arguments.cpus <= MAX_CHECK_CPUS:
-        raise _UsageError(f"--cpus {arguments.cpus}: check takes 1 to {MAX_CHECK_CPUS}")
-    if arguments.seconds is not None and not arguments.seconds > 0:
-        raise _UsageError(f"--seconds {arguments.seconds}: must be above 0")
-    outputs = {how: getattr(arguments, how) for how in ("save", "mermaid", "svg")}
-    if arguments.all and any(path is not None for path in outputs.values()):
-        raise _UsageError("check: --save, --mermaid and --svg take one scenario, not --all")
-    to_stdout = refuse_outputs("check", list(outputs.values()))
-    properties = [_property(text) for text in arguments.property]
-    max_bytes = parse_size(arguments.max_memory)
-    if max_bytes < MIN_CHECK_BYTES:
-        raise _UsageError(f"--max-memory {arguments.max_memory}: must be at least 16M")
-    rows, texts, results, expected = [], [], [], []
-    for scenario in all_scenarios() if arguments.all else [find_scenario(arguments.scenario)]:
-        n_cpus = scenario.n_cpus(arguments.cpus)
-        machine = Machine.of(n_cpus, jump_table=scenario.jump_table)
-        flow = scenario.build(machine)
-        result = check(
-            flow,
-            n_cpus,
-            properties=properties,
-            symmetric=not arguments.no_symmetry,
-            max_bytes=max_bytes,
-            seconds=arguments.seconds,
-        )
-        expected.append(is_expected(scenario, result))
-        results.append(result.as_json())
-        if scenario.expected:  # nothing is expected of a flow of one's own
-            results[-1]["expected"] = scenario.expected_with(n_cpus)
-            results[-1]["as_expected"] = expected[-1]
-        if arguments.all:
-            rows.append(check_row(scenario, result))
-        else:
-            texts.append(check_text(scenario, flow, result, properties))
-            texts += [f"{t}\n" for t in write_counterexample(scenario, flow, result, **outputs)]
-    if to_stdout:
-        return FINDING if results[0]["verdict"] != "holds" else GOOD
-    if arguments.json:
-        _write_json(results if arguments.all else results[0])
-    else:
-        sys.stdout.write(check_table(rows) if arguments.all else "".join(texts))
-    if arguments.all:
-        return GOOD if all(expected) else FINDING
-    return GOOD if results[0]["verdict"] == "holds" else FINDING
+    return main_check(arguments, _write_json)
 
 
 def _graph(arguments: argparse.Namespace) -> int:
@@ -621,13 +561,13 @@ def _pages(arguments: argparse.Namespace) -> int:
         return GOOD
     whole = a.back_and_forth if a.kexec is None else a.kexec
     if whole is not None and (whole == "") != (a.memmap is not None):
-        raise _UsageError("pages: give --kexec and --back-and-forth a SIZE, or a --memmap FILE")
+        raise UsageError("pages: give --kexec and --back-and-forth a SIZE, or a --memmap FILE")
     if a.file is not None and (whole is not None or a.example is not None):
-        raise _UsageError("pages: a FILE goes without --example, --kexec, --back-and-forth")
+        raise UsageError("pages: a FILE goes without --example, --kexec, --back-and-forth")
     size = a.memory if a.memmap is None else MemoryMap.from_file(a.memmap)
     if whole is not None:
         if a.plot is not None or a.memory is not None:
-            raise _UsageError("pages: --kexec and --back-and-forth go without --plot, --memory")
+            raise UsageError("pages: --kexec and --back-and-forth go without --plot, --memory")
         bugs = "".join(a.bug or ())
         asid = 1 if a.asid is None else a.asid
         return main_scale(
@@ -657,7 +597,7 @@ def _firmware(arguments: argparse.Namespace) -> int:
 
     a = arguments
     if a.file is not None and (a.language or a.checks is not None):
-        raise _UsageError("firmware: a FILE goes without --language, --checks")
+        raise UsageError("firmware: a FILE goes without --language, --checks")
     return main_firmware(
         a.file,
         stdin=_stdin() if a.file == "-" else None,
@@ -666,27 +606,6 @@ def _firmware(arguments: argparse.Namespace) -> int:
         language=a.language,
         checks=a.checks,
     )
-
-
-def _property(text: str) -> Any:
-    """Load ``FILE.py:FUNCTION`` as an ``always`` property; its docstring says what it means."""
-    import runpy
-
-    from .flow import Property
-
-    path, colon, name = text.rpartition(":")
-    if not colon or not path.endswith(".py"):
-        raise _UsageError(f"--property {text!r}: must be FILE.py:FUNCTION")
-    try:
-        found = runpy.run_path(path)
-    except OSError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise _UsageError(f"--property {path}: {type(error).__name__}: {error}") from error
-    if not callable(found.get(name)):
-        raise _UsageError(f"--property {path}: no function {name!r}")
-    text = " ".join(str(found[name].__doc__ or "").split())
-    return Property(name, "always", found[name], text)
 
 
 def _vmcore(arguments: argparse.Namespace) -> int:

@@ -141,16 +141,16 @@ def check_text(
     texts = {p.name: p.text or p.name for p in (*flow.properties, *properties)}
     texts[DEADLOCK] = "where nothing happens any more, everybody may rest"
     texts[LIVELOCK] = "whatever has happened, some order of events still leads to an end"
-    complete = "complete" if result.complete else "NOT complete"
     parts = [
         f"{scenario.name}, {_n_cpus(result.n_cpus)}: {scenario.summary}\n",
         f"{result.states} states, {result.transitions} transitions, depth {result.depth}, "
-        f"{complete}, {result.n_bytes >> 20} MiB, {result.seconds:.3f} s\n",
+        f"{_complete(result)}, {result.n_bytes >> 20} MiB, {result.seconds:.3f} s\n",
+        "".join(f"{text}\n" for text in _footnotes(result)),
         "".join(f"assumes: {text}\n" for text in scenario.assumes),
     ]
     if result.counterexample:
         n = len(result.counterexample)
-        parts.append(f"\nthe shortest order of events ({n} steps):\n")
+        parts.append(f"\n{_title(result)} ({n} steps):\n")
         story = play(flow.compile(result.n_cpus), [step.move for step in result.counterexample])
         parts.append(timeline(story, {n: f"{result.verdict}: {result.property}"}))
     if result.violations:
@@ -167,6 +167,32 @@ def check_text(
     if scenario.source:
         parts.append(f"source: {scenario.source}\n")
     return "".join(parts)
+
+
+def _complete(result: CheckResult) -> str:
+    if result.complete:
+        return "complete"
+    return f"NOT complete ({result.stopped})" if result.stopped else "NOT complete"
+
+
+def _footnotes(result: CheckResult) -> list[str]:
+    """What the verdict does not cover."""
+    notes = [f"not asked: {name}" for name in result.not_asked]
+    if result.missed:
+        notes.append(
+            f"fingerprints: a state was taken for another one and missed with a probability of "
+            f"{result.missed:.1e} at most"
+        )
+    return notes + [f"warning: {text}" for text in result.warnings]
+
+
+def _title(result: CheckResult) -> str:
+    if result.repeats_from is None:
+        return "the shortest order of events"
+    first, last = result.repeats_from + 1, len(result.counterexample)
+    if first > last:
+        return "an order of events after which nothing happens"
+    return f"an order of events that goes on for ever, steps {first} to {last} again and again"
 
 
 def check_sentence(scenario: Scenario, result: CheckResult, texts: dict[str, str]) -> str:
