@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from . import costs, events
 from .checking import DEADLOCK, LIVELOCK, CheckResult
 from .flow import Flow, Property
 from .machine import Machine
 from .scenarios import Scenario
 from .showing.story import play
 from .showing.timeline import timeline
-from .simulate import RunResult
+
+if TYPE_CHECKING:
+    from .simulate import RunResult
 
 __all__ = [
     "check_row",
@@ -70,6 +72,8 @@ def scenarios_text(scenarios: Sequence[Scenario]) -> str:
 
 def run_text(scenario: Scenario, machine: Machine, result: RunResult) -> str:
     """The report of one run."""
+    from . import costs, events
+
     memory = machine.layout.memmap
     parts = [
         f"{scenario.name}: {scenario.summary}\n",

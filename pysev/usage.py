@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ghcbcore.errors import SevError
 
-from .flow import Property
+if TYPE_CHECKING:
+    from .flow import Property
 
 __all__ = ["UsageError", "load_property"]
 
@@ -24,6 +27,8 @@ def load_property(text: str, kind: str = "always", option: str = "--property") -
         It cannot be read.
     """
     import runpy
+
+    from .flow import Property
 
     path, colon, name = text.rpartition(":")
     if not colon or not path.endswith(".py"):

@@ -6,10 +6,12 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..usage import UsageError, load_property
-from .search import Progress
+
+if TYPE_CHECKING:
+    from .search import Progress
 
 __all__ = ["add_arguments", "main_check"]
 
@@ -54,7 +56,6 @@ def main_check(arguments: argparse.Namespace, write_json: Callable[[Any], None])
     from ..machine import Machine
     from ..report import check_row, check_table, check_text, is_expected
     from ..scenarios import all_scenarios
-    from ..showing.command import refuse_outputs, write_counterexample
     from ..showing.finding import find_scenario
     from .search import check
 
@@ -65,7 +66,11 @@ def main_check(arguments: argparse.Namespace, write_json: Callable[[Any], None])
         raise UsageError("check: --save, --mermaid and --svg take one scenario, not --all")
     if a.all and a.checkpoint is not None:
         raise UsageError("check: --checkpoint takes one scenario, not --all")
-    to_stdout = refuse_outputs("check", list(outputs.values()))
+    to_stdout = False
+    if any(path is not None for path in outputs.values()):
+        from ..showing.command import refuse_outputs, write_counterexample
+
+        to_stdout = refuse_outputs("check", list(outputs.values()))
     properties = [load_property(text) for text in a.property]
     properties += [load_property(t, "eventually", "--eventually") for t in a.eventually]
     rows, texts, results, expected = [], [], [], []
@@ -82,7 +87,8 @@ def main_check(arguments: argparse.Namespace, write_json: Callable[[Any], None])
             rows.append(check_row(scenario, result))
         else:
             texts.append(check_text(scenario, flow, result, properties))
-            texts += [f"{t}\n" for t in write_counterexample(scenario, flow, result, **outputs)]
+            if any(path is not None for path in outputs.values()):
+                texts += [f"{t}\n" for t in write_counterexample(scenario, flow, result, **outputs)]
     if to_stdout:
         return FINDING if results[0]["verdict"] != "holds" else GOOD
     if a.json:
