@@ -55,6 +55,8 @@ class Scenario:
         wrong, and the scenario holds.
     fixed_cpus : int or None
         The scenario is about a machine of so many CPUs, whatever else was asked for.
+    least_cpus : int
+        It is about a machine of at least so many.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Scenario:
     jump_table: int | None = None
     from_cpus: int = 2
     fixed_cpus: int | None = None
+    least_cpus: int = 1
 
     @property
     def family(self) -> str:
@@ -75,7 +78,7 @@ class Scenario:
 
     def n_cpus(self, asked: int) -> int:
         """Return how many CPUs its machine has where ``asked`` were asked for."""
-        return asked if self.fixed_cpus is None else self.fixed_cpus
+        return max(asked, self.least_cpus) if self.fixed_cpus is None else self.fixed_cpus
 
     def expected_with(self, n_cpus: int) -> str:
         """Return the verdict to expect with so many CPUs."""
