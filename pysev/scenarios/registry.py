@@ -93,6 +93,7 @@ FAMILIES = {
     "host-cache-flush": ("host_cache_flush",),
     "bugs": ("bugs",),
     "guest-kdump": ("guest_kdump",),
+    "snp-host-kdump": ("snp_host_kdump", "snp_host_kexec"),
 }
 """The modules that register the scenarios of each family, families in the order of a list."""
 

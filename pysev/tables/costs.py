@@ -276,6 +276,15 @@ ROWS: Final = (
         "assumption",
         5 * MS,
     ),
+    Cost("psp_command", "a command of the SNP firmware, polled for", NONE, "assumption", 1 * MS),
+    Cost("guest_slice", "mean time between #VMEXITs of a busy guest", NONE, "assumption", 1 * MS),
+    Cost(
+        "nvme_timeout",
+        "an I/O of an NVMe disk that is never answered",
+        "Linux drivers/nvme/host/core.c, io_timeout",
+        "source",
+        30 * S,
+    ),
     Cost("seamcall", "into the TDX module and back, as a world switch", NONE, "assumption", 2 * US),
     Cost(
         "completion_wait",
