@@ -35,7 +35,7 @@ RANDOM = settings(
 
 
 def machine_of(scenario, n_cpus):
-    return Machine.of(n_cpus, jump_table=scenario.jump_table)
+    return Machine.of(scenario.n_cpus(n_cpus), jump_table=scenario.jump_table)
 
 
 def simulator_of(compiled, seed):
