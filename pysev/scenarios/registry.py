@@ -77,7 +77,12 @@ class Scenario:
         return self.name.partition("/")[0]
 
     def n_cpus(self, asked: int) -> int:
-        """Return how many CPUs its machine has where ``asked`` were asked for."""
+        """Return how many CPUs its machine has where ``asked`` were asked for.
+
+        A number that no machine can have stays as it is, for the machine to refuse.
+        """
+        if asked < 1:
+            return asked
         return max(asked, self.least_cpus) if self.fixed_cpus is None else self.fixed_cpus
 
     def expected_with(self, n_cpus: int) -> str:
@@ -132,9 +137,11 @@ def find(name: str) -> Scenario:
     known = {s.name: s for s in all_scenarios()}
     if name in known:
         return known[name]
-    short = {n.rsplit("/", 1)[-1]: n for n in known}
-    near = difflib.get_close_matches(name, known, 1, 0.4) or [
-        short[m] for m in difflib.get_close_matches(name.rsplit("/", 1)[-1], short, 1, 0.4)
-    ]
+    short: dict[str, str] = {}
+    for n in known:  # of two with the same last part, the one that is listed first
+        short.setdefault(n.rsplit("/", 1)[-1], n)
+    near = [short[m] for m in difflib.get_close_matches(name.rsplit("/", 1)[-1], short, 1, 0.4)]
+    if "/" in name or not near:
+        near = difflib.get_close_matches(name, known, 1, 0.4) or near
     hint = f"; the nearest is {near[0]}" if near else "; `pysev scenarios` lists them"
     raise UnknownScenario(f"no scenario {name!r}{hint}")
