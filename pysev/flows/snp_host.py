@@ -22,7 +22,7 @@ from ghcbcore.frame import Op as FrameOp
 from ghcbcore.profile import Profile
 
 from .. import costs, psp, scaling
-from ..firmware import Firmware, Status
+from ..firmware import Cell, Firmware, Status
 from ..flow import Agent, Effect, Flow, Op, Test, op, put
 from ..frames import declare, happen, rmpupdate
 from ..layout import Part
@@ -59,6 +59,8 @@ class SnpHost:
         self.psp = psp.declare(
             flow, n_guests=max(n_guests, 1), running=n_guests, mode=mode, start=booted
         )
+        for asid in range(1, max(n_guests, 1) + 1):
+            flow.name_values(f"psp_asid_{asid}", Cell)  # one CCX: the word is the cell
         self.store = declare(flow, "completion_store", 1, start=(TAKEN,), where=self._where)
         flow.globals(status=Status.SUCCESS, gone=0, answer=0, waiting=0, over=0)
         flow.per_cpu(entered=0)

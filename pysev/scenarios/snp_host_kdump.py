@@ -66,6 +66,9 @@ def _properties(made: SnpHostKdump, n_cpus: int) -> None:
             "SHUTDOWN_EX has succeeded when the crash kernel starts",
         )
     flow.always(S5, lambda s: ~s.at("boot CPU", "dead"), "the crash kernel reaches user space")
+    flow.sometimes(
+        "SNP is on when the NMI is sent", lambda s: psp.is_up(s) & s.at("boot CPU", "waits")
+    )
     if guests and others:
         flow.sometimes(
             "a CPU is in a guest when the NMI is sent",
