@@ -7,10 +7,12 @@ stands at a position at which all it could ever do is local and invisible, and j
 possible, a search need follow that one alone: whatever else could have happened first can happen
 after it, and leads to states of which every property says the same. (Ample sets of one element,
 which keep reachability of an end as well. A search that only went round in such operations would
-put others off for ever; so only operations that lead forwards in their agent's program count.)
+put others off for ever; so only operations that always lead forwards in their agent's program, and
+move no other agent, count.)
 
 That ``flow.only_while`` stops everybody does not count as reading: nothing happens any more then,
-and no property sees whether the operation still did.
+and no property sees whether the operation still did. An operation that writes what
+``flow.only_while`` reads may itself stop everybody: it is never followed alone.
 
 What properties read is not declared but recorded: ``Watched`` hands them states and keeps book.
 """
@@ -26,7 +28,7 @@ from ghcbcore._cffi import lib
 from ghcbcore.host import VCPU_DTYPE, VM_DTYPE
 
 from ..compiler import Compiled
-from ..flow import Agent
+from ..flow import Agent, Field
 from ..states import States
 from .result import Array
 
@@ -143,19 +145,25 @@ def _as_seen_by(words: Words, same_role: bool) -> Words:
 
 def _is_forward(compiled: Compiled, i: int, agent: Agent, pc: int, seen: Seen) -> bool:
     """Return whether an alternative leads its agent to a later label, and no property can tell."""
-    program = compiled.program
-    alt = program.alts[i]
+    alt = compiled.program.alts[i]
     own_pc = agent.pc.operand
+    closed = _visible(seen.words) | _positions(compiled) | _stops(compiled)
+    if own_pc in _visible(seen.words) or alt["each"]:
+        return False
     targets: list[int] = []
-    for insn in _effects(compiled, i):
+    effects = _effects(compiled, i)
+    always = _unconditional(effects)
+    moves = False
+    for insn, is_always in zip(effects, always, strict=True):
         writes = _written(compiled, insn)
         if own_pc in writes:
             if insn["op"] != lib.GHCB_OP_SET or insn["b_is_word"]:
                 return False
             targets.append(int(insn["imm"]))
-        if (writes - {own_pc}) & _visible(seen.words):
+            moves |= is_always
+        if (writes - {own_pc}) & closed:
             return False
-    if not targets or min(targets) <= pc or own_pc in _visible(seen.words) or alt["each"]:
+    if not moves or min(targets) <= pc:
         return False
     labels = list(agent.labels)
     return not any(
@@ -166,6 +174,26 @@ def _is_forward(compiled: Compiled, i: int, agent: Agent, pc: int, seen: Seen) -
 
 def _visible(words: Words) -> Words:
     return words | {OTHER << SHIFT | word & WORD for word in words if word >> SHIFT == OWN}
+
+
+def _positions(compiled: Compiled) -> Words:
+    """Return the words in which agents stand: only its own may change while one is alone."""
+    return {agent.pc.operand for agent in compiled.flow.agents}
+
+
+def _stops(compiled: Compiled) -> Words:
+    """Return the words that ``flow.only_while`` reads."""
+    words = {test.field.operand for test in compiled.flow._while}
+    return words | {t.value.operand for t in compiled.flow._while if isinstance(t.value, Field)}
+
+
+def _unconditional(effects: Array) -> list[bool]:
+    """Return of each instruction whether no other one can skip it, or repeat it."""
+    over, out = 0, []
+    for i, insn in enumerate(effects):
+        out.append(i >= over)
+        over = max(over, i + 1 + int(insn["skip"]))
+    return out
 
 
 def _effects(compiled: Compiled, i: int) -> Array:
