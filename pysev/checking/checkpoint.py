@@ -3,7 +3,8 @@
 A folder holds one search. What only grows (keys of states, their parents, parts, and so on) is
 appended to a file each; ``search.json`` says how much of each counts and is replaced in one step
 when the rest is on disk. So whatever is cut off in between, the last ``search.json`` and the first
-bytes of the others are a search that can be taken up.
+bytes of the others are a search that can be taken up. It is there before any other file is, and
+holds a checksum of itself and of what counts of each file: what was damaged is never searched on.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ghcbcore.errors import SevError
-from ghcbcore.explorer import Explorer
+from ghcbcore.explorer import Explorer, NarrowIds
 
 from ..compiler import Compiled
 from ..flow import Property
@@ -26,7 +28,7 @@ from .result import Array
 
 __all__ = ["BadCheckpoint", "Checkpoint", "identity"]
 
-VERSION = 1
+VERSION = 2
 HEADER = "search.json"
 FILES = {
     "globals": np.uint64,
@@ -60,6 +62,8 @@ def identity(compiled: Compiled, properties: Sequence[Property], options: str) -
         digest.update(np.ascontiguousarray(array).tobytes())
     profile = compiled.flow.profile
     digest.update(repr((compiled.flow.name, profile.guest, profile.rules)).encode())
+    for agent in compiled.flow.agents:
+        digest.update(repr((agent.name, list(agent.labels), sorted(agent.ends))).encode())
     digest.update(repr([(p.name, p.kind) for p in properties]).encode())
     return digest.hexdigest()
 
@@ -78,16 +82,29 @@ class Checkpoint:
     def __init__(self, folder: str | os.PathLike[str], who: str) -> None:
         self.folder = Path(folder)
         self.who = who
-        self.written = dict.fromkeys(FILES, 0)  # elements
         self.folder.mkdir(parents=True, exist_ok=True)
         self.header = self._read_header()
         if self.header is None:
             for name in FILES:
                 if self._path(name).exists():
                     raise BadCheckpoint(f"{self.folder}: {name}.bin without {HEADER}")
+            self._start()
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.bin"
+
+    def _start(self) -> None:
+        """Write a header of which nothing counts, so that whatever follows may be cut off."""
+        self._write_header(
+            {
+                "widths": None,
+                "n_words": 0,
+                "n_transitions": 0,
+                "written": dict.fromkeys(FILES, 0),  # elements
+                "sums": dict.fromkeys(FILES, 0),  # CRC-32 of them
+                "book": {},
+            }
+        )
 
     def _read_header(self) -> dict[str, Any] | None:
         path = self.folder / HEADER
@@ -98,61 +115,80 @@ class Checkpoint:
         except UnicodeDecodeError as error:
             raise BadCheckpoint(f"{path}: not text") from error
         try:
-            header = json.loads(text)
-            written = {name: int(header["written"][name]) for name in FILES}
-            who, widths = str(header["who"]), [int(w) for w in header["widths"]]
-            dict(header["book"])
+            outer = json.loads(text)
+            header, digest = outer["search"], outer["sha256"]
+            if digest != _digest(header):
+                raise ValueError("its checksum does not fit")
+            who = header["who"]
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise BadCheckpoint(f"{path}: not a search: {error}") from error
         if who != self.who:
             raise BadCheckpoint(
                 f"{path}: another search (scenario, CPUs, options or version differ)"
             )
-        if len(widths) != 2 or min(written.values()) < 0:
-            raise BadCheckpoint(f"{path}: widths {widths}, {written}")
-        self.written = written
         return dict(header)
 
     @property
     def widths(self) -> tuple[int, int] | None:
         """Widths of the ids of the search that is there; None if there is none."""
-        if self.header is None:
+        if self.header is None or self.header["widths"] is None:
             return None
         return int(self.header["widths"][0]), int(self.header["widths"][1])
 
     def start_again(self) -> None:
         """Forget what is there: ids have become too narrow, so keys are others from now on."""
-        (self.folder / HEADER).unlink(missing_ok=True)
+        self._start()
         for name in FILES:
             self._path(name).unlink(missing_ok=True)
-        self.written = dict.fromkeys(FILES, 0)
-        self.header = None
 
     def load(self, explorer: Explorer) -> tuple[dict[str, Any], Array]:
         """Take the search up in a new explorer; return its book and its settled states."""
         assert self.header is not None
+        try:
+            return self._load_into(explorer)
+        except (ArithmeticError, LookupError, TypeError, ValueError, SevError, NarrowIds) as error:
+            if isinstance(error, BadCheckpoint):
+                raise
+            raise BadCheckpoint(f"{self.folder}: damaged: {error}") from error
+
+    def _load_into(self, explorer: Explorer) -> tuple[dict[str, Any], Array]:
+        assert self.header is not None
         arrays = {name: self._load(name) for name in FILES}
         n_global, n_slice = explorer.program.n_global, explorer.program.n_slice
         n_words = int(self.header["n_words"])
-        try:
-            explorer.restore(
-                arrays["globals"].reshape(-1, n_global),
-                arrays["slices"].reshape(-1, n_slice),
-                arrays["keys"].reshape(-1, n_words),
-                arrays["parents"],
-                arrays["terminals"],
-                arrays["learned"],
-                int(self.header["n_transitions"]),
-            )
-        except (ValueError, SevError) as error:
-            raise BadCheckpoint(f"{self.folder}: damaged: {error}") from error
-        return dict(self.header["book"]), arrays["settled"]
+        explorer.restore(
+            arrays["globals"].reshape(-1, n_global),
+            arrays["slices"].reshape(-1, n_slice),
+            arrays["keys"].reshape(-1, n_words),
+            arrays["parents"],
+            arrays["terminals"],
+            arrays["learned"],
+            int(self.header["n_transitions"]),
+        )
+        book, settled = dict(self.header["book"]), arrays["settled"]
+        n, begin, path = explorer.n_states, int(book["begin"]), self.folder / HEADER
+        if not 0 <= int(book["low"]) <= begin <= int(book["high"]) <= n or begin != len(settled):
+            raise BadCheckpoint(f"{path}: {book}, {n} states, {len(settled)} settled")
+        if int(book["n_terminals"]) != len(arrays["terminals"]) or int(book["depth"]) < 0:
+            raise BadCheckpoint(f"{path}: {book}, {len(arrays['terminals'])} ends")
+        if any(not 0 <= int(state) < n for _, state in dict(book["first"]).values()):
+            raise BadCheckpoint(f"{path}: first violations {book['first']} in {n} states")
+        return book, settled
 
     def _load(self, name: str) -> Array:
-        path, n = self._path(name), self.written[name]
-        found = np.fromfile(path, dtype=FILES[name], count=n) if n else np.zeros(0, FILES[name])
-        if len(found) != n:
-            raise BadCheckpoint(f"{path}: {len(found)} elements, {n} must be there")
+        assert self.header is not None
+        path, n = self._path(name), int(self.header["written"][name])
+        if not n:
+            return np.zeros(0, FILES[name])
+        try:
+            there = path.stat().st_size // np.dtype(FILES[name]).itemsize
+        except FileNotFoundError:
+            there = 0
+        if not 0 < n <= there:
+            raise BadCheckpoint(f"{path}: {there} elements, {n} must be there")
+        found = np.fromfile(path, dtype=FILES[name], count=n)
+        if zlib.crc32(found.data) != self.header["sums"][name]:
+            raise BadCheckpoint(f"{path}: damaged, its checksum does not fit")
         return found
 
     def save(
@@ -162,45 +198,56 @@ class Checkpoint:
         book: dict[str, Any],
         settled: Array,
     ) -> None:
-        """Write what is new, then the header."""
+        """Write what is new, then the header; if that fails, what was there before still counts."""
+        assert self.header is not None
+        written, sums = dict(self.header["written"]), dict(self.header["sums"])
         global_parts, slice_parts = explorer.tables()
-        n_states = self.written["parents"]
-        keys, parents = explorer.stored(n_states, explorer.n_states)
+        keys, parents = explorer.stored(written["parents"], explorer.n_states)
         new = {
-            "globals": global_parts.reshape(-1)[self.written["globals"] :],
-            "slices": slice_parts.reshape(-1)[self.written["slices"] :],
+            "globals": global_parts.reshape(-1)[written["globals"] :],
+            "slices": slice_parts.reshape(-1)[written["slices"] :],
             "keys": keys.reshape(-1),
             "parents": parents,
-            "terminals": explorer.terminals[self.written["terminals"] :],
-            "learned": explorer.learned[self.written["learned"] :],
-            "settled": settled[self.written["settled"] :],
+            "terminals": explorer.terminals[written["terminals"] :],
+            "learned": explorer.learned[written["learned"] :],
+            "settled": settled[written["settled"] :],
         }
         for name, array in new.items():
-            self._append(name, np.ascontiguousarray(array))
-        header = {
-            "version": VERSION,
-            "who": self.who,
-            "widths": list(widths),
-            "n_words": keys.shape[1],
-            "n_transitions": explorer.n_transitions,
-            "written": self.written,
-            "book": book,
-        }
+            array = np.ascontiguousarray(array)
+            self._append(name, array, written[name])
+            sums[name] = zlib.crc32(array.data, sums[name])
+            written[name] += len(array)
+        self._write_header(
+            {
+                "widths": list(widths),
+                "n_words": keys.shape[1],
+                "n_transitions": explorer.n_transitions,
+                "written": written,
+                "sums": sums,
+                "book": book,
+            }
+        )
+
+    def _write_header(self, header: dict[str, Any]) -> None:
+        header = {"version": VERSION, "who": self.who, **header}
         temporary = self.folder / (HEADER + ".new")
         with temporary.open("w", encoding="utf-8") as stream:
-            json.dump(header, stream)
+            json.dump({"search": header, "sha256": _digest(header)}, stream)
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(self.folder / HEADER)
         self.header = header
 
-    def _append(self, name: str, array: Array) -> None:
+    def _append(self, name: str, array: Array, after: int) -> None:
         path = self._path(name)
-        size = self.written[name] * array.itemsize
+        size = after * array.itemsize
         with path.open("r+b" if path.exists() else "wb") as stream:
             stream.truncate(size)  # what was written after the last header does not count
             stream.seek(size)
             array.tofile(stream)
             stream.flush()
             os.fsync(stream.fileno())
-        self.written[name] += len(array)
+
+
+def _digest(header: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
