@@ -136,7 +136,7 @@ class Search:
 
     def _level(self) -> bool:
         """Expand what is left of a level; return whether the search is to stop."""
-        if self.depth == self.options.depth:
+        if self.options.depth is not None and self.depth >= self.options.depth:
             self.stopped = "depth"
             self._save(force=True)
             return True
@@ -546,9 +546,10 @@ def _search(
                 again.take_up(*keep.load(explorer))
         except MemoryLimit as error:
             if search is None:
-                raise OutOfRange(
-                    f"max_bytes {options.max_bytes}: not even one state fits"
-                ) from error
+                what = "not even one state fits"
+                if keep is not None and keep.widths is not None:
+                    what = f"the search in {keep.folder} does not fit"
+                raise OutOfRange(f"max_bytes {options.max_bytes}: {what}") from error
             search.stopped = "memory"  # what the narrower ids found is right, but not all
             return search
         search = again
