@@ -5,9 +5,22 @@ from libc.stdint cimport uint32_t, uint64_t
 cimport cython
 
 
+cdef extern from *:
+    """
+    /* Both halves of a product: of a difference in the highest bits, the low half alone would keep
+     * a few bits, which a difference in the next word can undo. */
+    static inline uint64_t ghcb_fold(uint64_t a, uint64_t b)
+    {
+        __extension__ const unsigned __int128 product = (unsigned __int128)a * b;
+
+        return (uint64_t)product ^ (uint64_t)(product >> 64);
+    }
+    """
+    uint64_t ghcb_fold(uint64_t a, uint64_t b) noexcept nogil
+
+
 cdef inline uint64_t mix(uint64_t h, uint64_t w) noexcept nogil:
-    h = (h ^ w) * <uint64_t> 0x9e3779b97f4a7c15
-    return h ^ (h >> 29)
+    return ghcb_fold(h ^ w, <uint64_t> 0x9e3779b97f4a7c15)
 
 
 cdef inline uint64_t hash_words(const uint64_t *words, Py_ssize_t n) noexcept nogil:
