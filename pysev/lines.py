@@ -310,10 +310,12 @@ def hardware(flow: Flow, *lines: Line, forgets: bool = False) -> None:
             for dirty in ((True, False) if forgets else (True,))
             for guard in has_copy(line, by, slot, dirty=dirty)
         ]
+        agent.phase("write back")
         agent.at("any time", *ops, ends=True)
     queueing = [line for line in lines if line.place.options & lib.GHCB_LINE_QUEUES]
     if queueing:
         fabric = flow.agent("fabric")
+        fabric.phase("write back")
         fabric.at("any time", *(_arrival(flow, line) for line in queueing), ends=True)
 
 

@@ -190,6 +190,7 @@ def hypervisor_threads(flow: Flow, reset: list[Effect]) -> Agent:
         to=".",
         cost=costs.HYPERVISOR_WAKE,
     )
+    thread.phase("deliver")
     thread.at(
         "deliver",
         op(
