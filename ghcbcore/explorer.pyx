@@ -816,9 +816,12 @@ max_bytes=8589934592, n_threads=1, fingerprints=False, alone=None)\n--\n
             sub.state += 1
         return self._look_up(sub)
 
-    def _work(self, Py_ssize_t k):
+    def _work(self, Py_ssize_t k, Py_ssize_t n_subs):
+        """Expand every ``n_threads``-th piece, from piece ``k`` on."""
         with nogil:
-            self._expand_sub(self.subs + k)
+            while k < n_subs:
+                self._expand_sub(self.subs + k)
+                k += self.n_threads
 
     cdef int _begin(self, Sub *sub, uint64_t first, uint64_t end, const uint8_t *skip, uint64_t origin) except -1:
         self._prepare(sub)
@@ -864,7 +867,7 @@ max_bytes=8589934592, n_threads=1, fingerprints=False, alone=None)\n--\n
         if self._pool is None:
             self._pool = _ThreadPoolExecutor(self.n_threads, "explorer")
         # all of them end before the first error is raised: nobody works on what is given up
-        futures = [self._pool.submit(self._work, k) for k in range(n_subs)]
+        futures = [self._pool.submit(self._work, k, n_subs) for k in range(min(self.n_threads, n_subs))]
         for error in [future.exception() for future in futures]:
             if error is not None:
                 raise error
