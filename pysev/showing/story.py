@@ -60,7 +60,8 @@ class Actor:
 class Change:
     """A word that a step changed; ``owner`` is ``boot`` for the boot CPU's vCPU, else empty.
 
-    Of a page ``views`` says which views of it changed, and how.
+    Of a page ``views`` says which views of it changed, and how; ``told`` is what the flow says of a
+    change of this word (``Flow.tell_changes``).
     """
 
     place: Place
@@ -70,9 +71,12 @@ class Change:
     new: str
     is_named: bool
     views: tuple[str, ...] = ()
+    told: str = ""
 
     @property
     def text(self) -> str:
+        if self.told:
+            return self.told
         if self.views:
             return f"{self.word}: {', '.join(self.views)}"
         return f"{self.word} {self.old} -> {self.new}"
@@ -206,10 +210,15 @@ def _changes(compiled: Compiled, before: Array, after: Array) -> Iterator[Change
         old, new = (terms.value_text(flow, word, int(r[at])) for r in (before, after))
         owner = "boot" if found.name.startswith("boot.") else ""
         named = terms.is_named(flow, word) and word != "entry"  # which only the host looks at
+        told = ""
+        if word in flow.change_texts:
+            told = flow.change_texts[word](int(before[at]), int(after[at]))
+            if not told:
+                continue  # not worth a line
         views: tuple[str, ...] = ()
         if found.name in pages:
             views = tuple(frames.changes(int(before[at]), int(after[at])))
-        yield Change((cpu, index), owner, word, old, new, named or bool(views), views)
+        yield Change((cpu, index), owner, word, old, new, named or bool(views or told), views, told)
 
 
 def _reads(compiled: Compiled, o: Op, move: Move) -> Iterator[Place]:
@@ -273,7 +282,7 @@ def changes_text(groups: Sequence[tuple[Actor, Sequence[Change]]]) -> list[str]:
     for actor, changes in groups:
         for c in changes:
             text = c.text
-            if c.views:
+            if c.views or (c.told and c.cpu == 0):
                 pages.setdefault(text)
             elif c.cpu == 0:
                 name = f"{c.owner} {c.word}".strip()
