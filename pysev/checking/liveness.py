@@ -44,10 +44,15 @@ class Graph:
 
 @dataclass(frozen=True)
 class Way:
-    """States of a way that breaks the property; from ``states[repeats_from]`` on it repeats."""
+    """States of a way that breaks the property; from ``states[repeats_from]`` on it repeats.
+
+    ``agents[i]`` is who has to take the step to ``states[i]``, as numbered in ``Graph.agent``; None
+    if it does not matter.
+    """
 
     states: tuple[int, ...]
     repeats_from: int | None
+    agents: tuple[int | None, ...]
 
 
 def never(graph: Graph, p: Property, good: Callable[[Property], tuple[Array, Array]]) -> Way | None:
@@ -71,12 +76,14 @@ def never(graph: Graph, p: Property, good: Callable[[Property], tuple[Array, Arr
     able = _able(graph)
     circle = _fair_component(n, reached, source, target, agent, able, p.fairness)
     if stuck.size:
-        return Way(_to(graph, start, source, target, int(stuck[0])), None)
+        states = _to(graph, start, source, target, int(stuck[0]))
+        return Way(states, None, (None,) * len(states))
     if circle is None:
         return None
     entry = int(circle[0])
     lead = _to(graph, start, source, target, entry)
-    return Way((*lead, *_round(circle, source, target, agent, able)), len(lead) - 1)
+    following, movers = _round(circle, source, target, agent, able)
+    return Way((*lead, *following), len(lead) - 1, ((None,) * len(lead) + movers))
 
 
 def _able(graph: Graph) -> dict[int, Array]:
@@ -173,24 +180,29 @@ def _search(source: Array, target: Array, starts: Array, end: int) -> dict[int, 
 
 def _round(
     circle: Array, source: Array, target: Array, agent: Array, able: dict[int, Array]
-) -> tuple[int, ...]:
+) -> tuple[tuple[int, ...], tuple[int | None, ...]]:
     """Return a way round a component, from its first state back to it, fair to everybody."""
     inside = np.isin(source, circle) & np.isin(target, circle)
     source, target, agent = source[inside], target[inside], agent[inside]
-    at, way = int(circle[0]), []
+    way: list[int] = [int(circle[0])]
+    movers: list[int | None] = [None]
+
+    def hop(goal: int) -> None:
+        way.extend(_hop(source, target, way[-1], goal))
+        movers.extend([None] * (len(way) - len(movers)))
+
     for a in sorted(able):
         steps = np.flatnonzero(agent == a)
         if steps.size:  # take one of its steps
-            goal = int(source[steps[0]])
-            way += [*_hop(source, target, at, goal), int(target[steps[0]])]
-            at = way[-1]
+            hop(int(source[steps[0]]))
+            way.append(int(target[steps[0]]))
+            movers.append(a)
         else:  # pass a state in which it cannot act, if there is one
             resting = np.setdiff1d(circle, able[a])
             if resting.size:
-                way += _hop(source, target, at, int(resting[0]))
-                at = way[-1] if way else at
-    way += _hop(source, target, at, int(circle[0]))
-    return tuple(way)
+                hop(int(resting[0]))
+    hop(int(circle[0]))
+    return tuple(way[1:]), tuple(movers[1:])
 
 
 def _hop(source: Array, target: Array, start: int, end: int) -> list[int]:

@@ -24,6 +24,7 @@ from .result import (
     LIVELOCK,
     Array,
     CheckResult,
+    Move,
     PropertyError,
     Step,
     evaluate,
@@ -270,11 +271,17 @@ class Search:
             return States(self.compiled, len(gids), global_word, cpu_word)
         return reduction.Watched(self.compiled, len(gids), global_word, cpu_word, self.seen)
 
-    def steps(self, states: Sequence[int]) -> Iterator[Step]:
-        """Replay a way from state to state on a record in which each CPU keeps its number."""
+    def steps(self, states: Sequence[int], agents: Sequence[int | None] = ()) -> Iterator[Step]:
+        """Replay a way from state to state on a record in which each CPU keeps its number.
+
+        ``agents[i]``, if it is there, is who has to take the step to ``states[i]``.
+        """
         program, record = self.compiled.program, self.compiled.initial_record()
-        for target in states[1:]:
+        for i, target in enumerate(states[1:], 1):
+            mover = agents[i] if agents else None
             for move in program.moves(record):
+                if mover is not None and self._agent(move) != mover:
+                    continue
                 after = record.copy()
                 program.step(after, *move)
                 if self.explorer.state_of(after) == target:
@@ -283,6 +290,12 @@ class Search:
                     break
             else:  # the search and the step disagree: our own mistake, never the user's
                 raise AssertionError(f"no step leads to state {target}")
+
+    def _agent(self, move: Move) -> int:
+        """Return who moves, as ``Explorer.edges`` numbers agents."""
+        alt, own, _ = move
+        role = int(self.compiled.program.alts[alt]["role"])
+        return role * 64 + (own if self.compiled.flow.agents[role].per_cpu else 0)
 
 
 def check(
@@ -478,12 +491,18 @@ def _lively(
     ex = whole.explorer
     states = whole.view(*ex.part_ids(0, ex.n_states))
 
+    # what follows from a state that violates an `always` was not looked for
+    cut = np.zeros(ex.n_states, dtype=bool)
+    for p in properties:
+        if p.kind == "always":
+            cut |= ~evaluate(p, states)
+
     def where(p: Property) -> tuple[Array, Array]:
         since = np.zeros(ex.n_states, dtype=bool)
         since[0] = True
         if p.since is not None:
             since = predicate(f"{p.name}, since", p.since, states)
-        return since, evaluate(p, states)
+        return since, evaluate(p, states) | cut
 
     out = {}
     try:
@@ -493,7 +512,7 @@ def _lively(
     for p in asked:
         way = liveness.never(graph, p, where)
         if way is not None:
-            out[p.name] = (tuple(whole.steps(way.states)), way.repeats_from)
+            out[p.name] = (tuple(whole.steps(way.states, way.agents)), way.repeats_from)
     return out
 
 
