@@ -233,9 +233,12 @@ class Search:
         """Try properties on states in which CPUs have changed places."""
         gids, sids = gids[:PERMUTED], sids[:PERMUTED]
         self.n_permuted += len(gids)
-        order = np.random.default_rng(self.n_permuted).permutation(self.compiled.n_others)
-        permuted = np.ascontiguousarray(sids[:, order])
-        symmetry.refuse_order(self.properties, self.view(gids, sids), self.view(gids, permuted))
+        random = np.random.default_rng(self.n_permuted)
+        places = np.arange(self.compiled.n_others)
+        # slices are sorted: the first and the last differ most; and every place gets another one
+        for order in (places[::-1], np.roll(places, 1), random.permutation(places)):
+            permuted = np.ascontiguousarray(sids[:, order])
+            symmetry.refuse_order(self.properties, self.view(gids, sids), self.view(gids, permuted))
 
     def _good_ends(self, states: States) -> Array:
         good = np.ones(len(states), dtype=bool)
