@@ -109,6 +109,7 @@ def test_threads_change_no_answer(threads):
     assert_same(check(early(5), 5, threads=threads), expected)
 
 
+@pytest.mark.slow
 @RANDOM
 @given(flow=flows(), n_cpus=st.integers(4, 6), threads=st.sampled_from([2, 3, 5]))
 def test_threads_number_states_of_random_flows_alike(flow, n_cpus, threads):
