@@ -1361,6 +1361,7 @@ cdef extern from "ghcbcore/firmware_step.h" nogil:
         GHCB_FW_GUEST_ASID_WIDTH
         GHCB_FW_GUEST_DEBUG_SHIFT
         GHCB_FW_GUEST_SOCKET_SHIFT
+        GHCB_FW_GUEST_IMAGE_SHIFT
         GHCB_FW_GUEST_CCXS_SHIFT
         GHCB_FW_GUEST_CCXS_WIDTH
         GHCB_FW_THREAD_DONE_SHIFT

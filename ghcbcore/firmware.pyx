@@ -62,8 +62,8 @@ def platforms(words):
 def guests(words):
     """Take words of guests apart, in the same way.
 
-    Fields: ``type``, ``state``, ``active`` (``GHCB_FW_*``), ``asid``, ``debug``, ``single_socket`` (0 or 1),
-    ``ccxs`` (bit x for CCX x). All are 0 where there is no guest.
+    Fields: ``type``, ``state``, ``active`` (``GHCB_FW_*``), ``asid``, ``debug``, ``single_socket``, ``image``
+    (0 or 1), ``ccxs`` (bit x for CCX x). All are 0 where there is no guest.
     """
     return _fields(words, (
         ("type", "u1", clib.GHCB_FW_GUEST_TYPE_SHIFT, clib.GHCB_FW_GUEST_TYPE_WIDTH),
@@ -71,6 +71,7 @@ def guests(words):
         ("active", "u1", clib.GHCB_FW_GUEST_ACTIVE_SHIFT, clib.GHCB_FW_GUEST_ACTIVE_WIDTH),
         ("debug", "u1", clib.GHCB_FW_GUEST_DEBUG_SHIFT, 1),
         ("single_socket", "u1", clib.GHCB_FW_GUEST_SOCKET_SHIFT, 1),
+        ("image", "u1", clib.GHCB_FW_GUEST_IMAGE_SHIFT, 1),
         ("asid", "u2", clib.GHCB_FW_GUEST_ASID_SHIFT, clib.GHCB_FW_GUEST_ASID_WIDTH),
         ("ccxs", "u4", clib.GHCB_FW_GUEST_CCXS_SHIFT, clib.GHCB_FW_GUEST_CCXS_WIDTH),
     ))

@@ -68,7 +68,7 @@ def command_step(command: str | int, *, bad: str | Iterable[str] = (), **argumen
     asid, ccxs, pages, policy, length, max_snp_asid, target : int
         See ``NUMBERS`` for who takes which. ``ccxs``: bit x for CCX x. ``pages``: how many pages
         the RMP still assigns to the ASID. ``length`` is right if it is not given.
-    init_rmp, list, ciphertext_hiding, iommu, x86, es, vm_import, vm_absorb : 0 or 1
+    init_rmp, list, ciphertext_hiding, iommu, x86, es, vm_import, vm_absorb, image : 0 or 1
         See ``OPTIONS``.
     bad : str or iterable of str
         What is wrong with what the command brings: names of ``BADS``, as far as the command looks;

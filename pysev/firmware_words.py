@@ -41,6 +41,7 @@ __all__ = [
 
 CHECK_OF = {int(code.code): code for code in CHECKS}
 BAD_OF = {int(code.code): code for code in BADS}
+FIRST_ONLY = (lib.GHCB_FW_IF_ASID_DIRTY, lib.GHCB_FW_IF_ASID_CELLS, lib.GHCB_FW_IF_PAGES)
 
 
 def ranges(numbers: Sequence[int]) -> str:
@@ -180,6 +181,8 @@ def order_text(kind: int, arg: int, *, snp: bool) -> str:
     """
     if kind in (lib.GHCB_FW_IF_SEV_NOT, lib.GHCB_FW_IF_SNP_NOT, lib.GHCB_FW_IF_GUEST_NOT):
         return f"{_name(kind, arg)} in {_states(kind, arg, snp=snp)}"
+    if kind in FIRST_ONLY and arg == lib.GHCB_FW_FIRST:
+        return f"{_name(kind, arg)} unless active"
     return _name(kind, arg)
 
 

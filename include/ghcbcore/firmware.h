@@ -63,6 +63,7 @@
 #define GHCB_FW_GUEST_ASID_WIDTH 12
 #define GHCB_FW_GUEST_DEBUG_SHIFT 20  /* its policy lets the host read it */
 #define GHCB_FW_GUEST_SOCKET_SHIFT 21 /* its policy wants a single socket */
+#define GHCB_FW_GUEST_IMAGE_SHIFT 22  /* of SNP: it comes in as an image, and VM_ABSORB ends its launch */
 #define GHCB_FW_GUEST_CCXS_SHIFT 32   /* on which CCXs it is activated */
 #define GHCB_FW_GUEST_CCXS_WIDTH 32
 
@@ -109,6 +110,7 @@
 #define GHCB_FW_OPTION_ES 0x20
 #define GHCB_FW_OPTION_IMPORT 0x40 /* SNP_GUEST_REQUEST: message VM_IMPORT to guest `target` */
 #define GHCB_FW_OPTION_ABSORB 0x80 /* the same with VM_ABSORB */
+#define GHCB_FW_OPTION_IMAGE 0x100 /* SNP_LAUNCH_START: of an image that comes in */
 
 /* ghcb_fw_op_t.bad: what is wrong with what the command brings */
 #define GHCB_FW_BAD_RESERVED 0x1
@@ -123,39 +125,38 @@
 #define GHCB_FW_BAD_DIGEST 0x200
 #define GHCB_FW_BAD_SIGNATURE 0x400
 #define GHCB_FW_BAD_CERTIFICATE 0x800
-#define GHCB_FW_BAD_IMAGE 0x1000 /* the guest is a migration image */
-#define GHCB_FW_BAD_HEADER 0x2000
-#define GHCB_FW_BAD_SEQUENCE 0x4000
-#define GHCB_FW_BAD_METADATA_ALIGNMENT 0x8000
-#define GHCB_FW_BAD_METADATA_STATE 0x10000
-#define GHCB_FW_BAD_METADATA_OWNER 0x20000
-#define GHCB_FW_BAD_METADATA_ENTRY 0x40000
-#define GHCB_FW_BAD_OVERLAP 0x80000
-#define GHCB_FW_BAD_COUNTER 0x100000
-#define GHCB_FW_BAD_MMIO 0x200000
-#define GHCB_FW_BAD_HANDLE 0x400000 /* the other guest, whose key is shared, is none */
-#define GHCB_FW_BAD_APIC 0x800000   /* no table of APIC IDs */
-#define GHCB_FW_BAD_COUNT 0x1000000
-#define GHCB_FW_BAD_TMR 0x2000000
-#define GHCB_FW_BAD_SECURE_DATA 0x4000000
-#define GHCB_FW_BAD_UNSAFE 0x8000000
-#define GHCB_FW_BAD_TCB 0x10000000
-#define GHCB_FW_BAD_SYSCFG 0x20000000
-#define GHCB_FW_BAD_MSRS 0x40000000
-#define GHCB_FW_BAD_IN_GUEST 0x80000000 /* a thread is in a guest or in SMM */
-#define GHCB_FW_BAD_RMP_RANGE 0x100000000
-#define GHCB_FW_BAD_IOMMU 0x200000000
-#define GHCB_FW_BAD_RMP_BUILD 0x400000000
-#define GHCB_FW_BAD_SNP_EN 0x800000000 /* SNPEn cannot be cleared */
-#define GHCB_FW_BAD_BUFFER 0x1000000000 /* page of the command itself, which firmware writes to */
-#define GHCB_FW_N_BADS 37
+#define GHCB_FW_BAD_HEADER 0x1000
+#define GHCB_FW_BAD_SEQUENCE 0x2000
+#define GHCB_FW_BAD_METADATA_ALIGNMENT 0x4000
+#define GHCB_FW_BAD_METADATA_STATE 0x8000
+#define GHCB_FW_BAD_METADATA_OWNER 0x10000
+#define GHCB_FW_BAD_METADATA_ENTRY 0x20000
+#define GHCB_FW_BAD_OVERLAP 0x40000
+#define GHCB_FW_BAD_COUNTER 0x80000
+#define GHCB_FW_BAD_MMIO 0x100000
+#define GHCB_FW_BAD_HANDLE 0x200000 /* the other guest, whose key is shared, is none */
+#define GHCB_FW_BAD_APIC 0x400000   /* no table of APIC IDs */
+#define GHCB_FW_BAD_COUNT 0x800000
+#define GHCB_FW_BAD_TMR 0x1000000
+#define GHCB_FW_BAD_SECURE_DATA 0x2000000
+#define GHCB_FW_BAD_UNSAFE 0x4000000
+#define GHCB_FW_BAD_TCB 0x8000000
+#define GHCB_FW_BAD_SYSCFG 0x10000000
+#define GHCB_FW_BAD_MSRS 0x20000000
+#define GHCB_FW_BAD_IN_GUEST 0x40000000 /* a thread is in a guest or in SMM */
+#define GHCB_FW_BAD_RMP_RANGE 0x80000000
+#define GHCB_FW_BAD_IOMMU 0x100000000
+#define GHCB_FW_BAD_RMP_BUILD 0x200000000
+#define GHCB_FW_BAD_SNP_EN 0x400000000 /* SNPEn cannot be cleared */
+#define GHCB_FW_BAD_BUFFER 0x800000000 /* page of the command itself, which firmware writes to */
+#define GHCB_FW_N_BADS 36
 
 /* Genoa's dispatcher adds this where the command's own page has the wrong state. */
 #define GHCB_FW_STATUS_PREFIXED 0x40
 
 /* ghcb_fw_t.rules */
 #define GHCB_FW_RULE_GENOA_2023 0x1 /* the first core of a CCX speaks for all; prefixed status */
-#define GHCB_FW_RULE_TWO_SOCKETS 0x2
+#define GHCB_FW_RULE_TWO_SOCKETS 0x2 /* the lower half of the CCXs is on the first, rounded up */
 #define GHCB_FW_RULE_NO_X86 0x4 /* this firmware cannot clear SNPEn */
 
 /* beside a status: nobody's answer */

@@ -116,14 +116,14 @@ static inline void ghcb_fw_let_run(const ghcb_fw_t *fw, uint64_t ccxs, uint64_t 
 static inline void ghcb_fw_activate(
     const ghcb_fw_t *fw, uint64_t *guest, uint64_t asid, uint64_t ccxs, int runs)
 {
-    uint64_t more = ccxs & ~GHCB_FW_GET(*guest, GUEST_CCXS);
+    uint64_t all = ccxs | GHCB_FW_GET(*guest, GUEST_CCXS);
 
-    ghcb_fw_put_cells(ghcb_fw_cells(fw, asid), more, runs ? GHCB_FW_IN_USE : GHCB_FW_ALLOC);
+    ghcb_fw_put_cells(ghcb_fw_cells(fw, asid), all, runs ? GHCB_FW_IN_USE : GHCB_FW_ALLOC);
     if (runs)
-        ghcb_fw_let_run(fw, more, asid, 1);
+        ghcb_fw_let_run(fw, all, asid, 1);
     fw->keys[asid / 64] |= 1ULL << asid % 64;
     GHCB_FW_SET(guest, GUEST_ASID, asid);
-    GHCB_FW_SET(guest, GUEST_CCXS, GHCB_FW_GET(*guest, GUEST_CCXS) | ccxs);
+    GHCB_FW_SET(guest, GUEST_CCXS, all);
     GHCB_FW_SET(guest, GUEST_ACTIVE, runs ? GHCB_FW_ACTIVE : GHCB_FW_PENDING);
 }
 

@@ -26,20 +26,20 @@
 #define GHCB_FW_IF_ASID_RANGE 14 /* 0, or above the last */
 #define GHCB_FW_IF_ASID_TYPE 15  /* not among those for this type of guest */
 #define GHCB_FW_IF_ASID_OWNED 16 /* ALLOC or IN_USE somewhere */
-#define GHCB_FW_IF_ASID_DIRTY 17 /* on any CCX */
-#define GHCB_FW_IF_ASID_CELLS 18 /* not CLEAN on every CCX */
+#define GHCB_FW_IF_ASID_DIRTY 17 /* on any CCX; `arg`: see GHCB_FW_FIRST */
+#define GHCB_FW_IF_ASID_CELLS 18 /* not CLEAN on every CCX; `arg` likewise */
 #define GHCB_FW_IF_ASID_OTHER 19 /* the guest has another one */
-#define GHCB_FW_IF_CCXS_OWNED 20 /* somebody else has the ASID */
+#define GHCB_FW_IF_CCXS_SOCKETS 20 /* CCXs of both sockets, and the guest's policy wants one */
 #define GHCB_FW_IF_CCXS_DIRTY 21 /* DIRTY on one of the chosen CCXs */
 #define GHCB_FW_IF_CCXS_NONE 22  /* none chosen, or one that is none */
-#define GHCB_FW_IF_PAGES 23      /* pages are still assigned to the ASID */
+#define GHCB_FW_IF_PAGES 23      /* pages are still assigned to the ASID; `arg` likewise */
 #define GHCB_FW_IF_UNCLEAN 24    /* any ASID is not CLEAN on any CCX */
 #define GHCB_FW_IF_LENGTH_NOT 25 /* the structure's length is not `arg` */
 #define GHCB_FW_IF_X86 26        /* SNPEn shall be cleared: without the IOMMU, or not possible */
 #define GHCB_FW_IF_RMP 27        /* the RMP shall be kept, and is not initialised */
 #define GHCB_FW_IF_LIST 28       /* a list of ranges for an RMP that is not built */
 #define GHCB_FW_IF_SNP_EN_MISSING 29 /* on some thread */
-#define GHCB_FW_IF_SNP_EN_NO_RMP 30 /* SNPEn is set, the RMP is not initialised */
+#define GHCB_FW_IF_SNP_EN_NO_RMP 30 /* SNPEn is set on all threads, the RMP is not initialised */
 #define GHCB_FW_IF_IN_GUEST 31
 #define GHCB_FW_IF_HSAVE 32      /* VM_HSAVE_PA is not 0 somewhere, and the RMP shall be built */
 #define GHCB_FW_IF_OWNED 33      /* the platform has an owner */
@@ -47,6 +47,11 @@
 #define GHCB_FW_IF_RMP_BUILD 35  /* the RMP shall be built, and cannot */
 #define GHCB_FW_IF_NOT_DONE 36   /* DF_FLUSH: a thread without WBINVD; stated by the effect */
 #define GHCB_FW_IF_FAILED 37     /* the effect itself failed, by `bad` */
+#define GHCB_FW_IF_NO_ES_GUEST 38
+#define GHCB_FW_IF_IMAGE 39      /* the guest is an image that comes in */
+
+/* ghcb_fw_check_t.arg: only of a guest that has no ASID yet */
+#define GHCB_FW_FIRST 1
 /* cffi: end */
 
 typedef struct {
@@ -58,6 +63,7 @@ typedef struct {
 #define FW_IN(state) (1ULL << (state))
 #define FW_BAD(what, refusal) {GHCB_FW_IF_BAD, SNP_FW_##refusal, GHCB_FW_BAD_##what}
 #define FW_IF(kind, refusal) {GHCB_FW_IF_##kind, SNP_FW_##refusal, 0}
+#define FW_IF_FIRST(kind, refusal) {GHCB_FW_IF_##kind, SNP_FW_##refusal, GHCB_FW_FIRST}
 #define FW_SEV_IN(states) {GHCB_FW_IF_SEV_NOT, SNP_FW_PLATFORM_STATE, states}
 #define FW_GUEST_IN(states) {GHCB_FW_IF_GUEST_NOT, SNP_FW_GUEST_STATE, states}
 
@@ -79,10 +85,12 @@ typedef struct {
     FW_IF(ASID_RANGE, ASID), FW_IF(ASID_OWNED, ASID_OWNED), FW_IF(ACTIVE, ACTIVE)
 #define FW_ACTIVATE_END \
     FW_IF(ASID_DIRTY, DF_FLUSH_REQUIRED), FW_IF(ASID_CELLS, ASID_OWNED), FW_IF(ASID_TYPE, ASID)
-#define FW_ACTIVATE_EX \
-    FW_IF(ASID_RANGE, ASID), FW_IF(ASID_TYPE, ASID), FW_BAD(APIC, UNSUPPORTED), FW_BAD(COUNT, PARAM), \
-        FW_IF(CCXS_NONE, PARAM), FW_IF(ASID_OTHER, ACTIVE), FW_IF(CCXS_OWNED, ASID_OWNED) /* (A) */, \
-        FW_IF(CCXS_DIRTY, DF_FLUSH_REQUIRED)
+#define FW_ACTIVATE_EX_BEGIN \
+    FW_IF(ASID_RANGE, ASID), FW_BAD(APIC, UNSUPPORTED), FW_BAD(COUNT, PARAM), FW_IF(CCXS_NONE, PARAM)
+#define FW_ACTIVATE_EX_END \
+    FW_IF(ASID_OTHER, ACTIVE), FW_IF_FIRST(ASID_DIRTY, DF_FLUSH_REQUIRED), \
+        FW_IF_FIRST(ASID_CELLS, ASID_OWNED), FW_IF(ASID_TYPE, ASID), FW_IF(CCXS_DIRTY, DF_FLUSH_REQUIRED)
+#define FW_NOT_SENT FW_GUEST_IN(~FW_IN(GHCB_FW_GUEST_SENT))
 
 #define FW_INIT_REST \
     FW_SNP_DOWN, FW_SEV_UNINIT, FW_BAD(UNSAFE, HW_UNSAFE), FW_IF(RMP, RMP_INIT_REQUIRED), \
@@ -91,11 +99,12 @@ typedef struct {
         FW_BAD(IOMMU, HW_PLATFORM), FW_IF(RMP_BUILD, RMP_INIT_FAILED)
 
 #define FW_SEV_STEP(states) FW_SEV_WORKS, FW_HANDLE, FW_GUEST_IN(states), FW_BAD(LENGTH, LENGTH)
-#define FW_SWAP \
-    FW_SNP_CALL, FW_BAD(METADATA_ALIGNMENT, PARAM), FW_BAD(OVERLAP, PARAM), \
-        FW_BAD(METADATA_STATE, PAGE_STATE), FW_BAD(METADATA_OWNER, PAGE_OWNER), \
-        FW_BAD(PAGE_SIZE, PAGE_SIZE), FW_SNP_STARTED, FW_IF(INACTIVE, INACTIVE), \
-        FW_BAD(METADATA_ENTRY, METADATA_ENTRY), FW_BAD(COUNTER, AEAD_OVERFLOW)
+#define FW_SEV_VMSA(states) \
+    FW_SEV_WORKS, FW_HANDLE, FW_GUEST_IN(states), FW_IF(NO_ES_GUEST, UNSUPPORTED), \
+        FW_BAD(LENGTH, LENGTH), FW_IF(INACTIVE, INACTIVE)
+#define FW_DEBUG_PAGE \
+    FW_BAD(PAGE_STATE, PAGE_STATE), FW_BAD(PAGE_OWNER, PAGE_OWNER), FW_IF(NO_DEBUG, POLICY), \
+        FW_IF(INACTIVE, INACTIVE)
 
 #define FW_ROWS(...) \
     do { \
@@ -142,28 +151,31 @@ static inline int ghcb_fw_checks(uint64_t command, const ghcb_fw_check_t **found
         FW_ROWS(FW_SEV_UP, FW_BAD(LENGTH, LENGTH), FW_BAD(HANDLE, GUEST_INVALID), FW_IF(NO_ES, UNSUPPORTED),
                 FW_IF(SLOT_TAKEN, RESOURCE_LIMIT));
     case SEV_FW_CMD_LAUNCH_UPDATE_DATA:
-    case SEV_FW_CMD_LAUNCH_UPDATE_VMSA:
         FW_ROWS(FW_SEV_STEP(FW_IN(GHCB_FW_GUEST_LUPDATE)), FW_IF(INACTIVE, INACTIVE));
+    case SEV_FW_CMD_LAUNCH_UPDATE_VMSA:
+        FW_ROWS(FW_SEV_VMSA(FW_IN(GHCB_FW_GUEST_LUPDATE)));
     case SEV_FW_CMD_LAUNCH_MEASURE:
         FW_ROWS(FW_SEV_STEP(FW_IN(GHCB_FW_GUEST_LUPDATE)));
     case SEV_FW_CMD_LAUNCH_SECRET:
         FW_ROWS(FW_SEV_STEP(FW_IN(GHCB_FW_GUEST_LSECRET)), FW_IF(INACTIVE, INACTIVE));
     case SEV_FW_CMD_LAUNCH_FINISH:
         FW_ROWS(FW_SEV_STEP(FW_IN(GHCB_FW_GUEST_LSECRET)));
-    case SEV_FW_CMD_ATTESTATION: /* (A) the states */
-        FW_ROWS(FW_SEV_STEP(FW_IN(GHCB_FW_GUEST_LUPDATE) | FW_IN(GHCB_FW_GUEST_LSECRET)
-                            | FW_IN(GHCB_FW_GUEST_RUNNING)));
+    case SEV_FW_CMD_ATTESTATION:
+        FW_ROWS(FW_SEV_STEP(FW_IN(GHCB_FW_GUEST_LSECRET) | FW_IN(GHCB_FW_GUEST_RUNNING)
+                            | FW_IN(GHCB_FW_GUEST_SUPDATE) | FW_IN(GHCB_FW_GUEST_SENT)));
     case SEV_FW_CMD_SEND_START:
         FW_ROWS(FW_SEV_STEP(FW_IN(GHCB_FW_GUEST_RUNNING)));
     case SEV_FW_CMD_SEND_UPDATE_DATA:
-    case SEV_FW_CMD_SEND_UPDATE_VMSA:
         FW_ROWS(FW_SEV_STEP(FW_IN(GHCB_FW_GUEST_SUPDATE)), FW_IF(INACTIVE, INACTIVE));
+    case SEV_FW_CMD_SEND_UPDATE_VMSA:
+        FW_ROWS(FW_SEV_VMSA(FW_IN(GHCB_FW_GUEST_SUPDATE)));
     case SEV_FW_CMD_SEND_FINISH:
     case SEV_FW_CMD_SEND_CANCEL:
         FW_ROWS(FW_SEV_STEP(FW_IN(GHCB_FW_GUEST_SUPDATE)));
     case SEV_FW_CMD_RECEIVE_UPDATE_DATA:
-    case SEV_FW_CMD_RECEIVE_UPDATE_VMSA:
         FW_ROWS(FW_SEV_STEP(FW_IN(GHCB_FW_GUEST_RUPDATE)), FW_IF(INACTIVE, INACTIVE));
+    case SEV_FW_CMD_RECEIVE_UPDATE_VMSA:
+        FW_ROWS(FW_SEV_VMSA(FW_IN(GHCB_FW_GUEST_RUPDATE)));
     case SEV_FW_CMD_RECEIVE_FINISH:
         FW_ROWS(FW_SEV_STEP(FW_IN(GHCB_FW_GUEST_RUPDATE)));
     case SEV_FW_CMD_DBG_DECRYPT:
@@ -174,10 +186,10 @@ static inline int ghcb_fw_checks(uint64_t command, const ghcb_fw_check_t **found
         FW_ROWS(FW_SEV_WORKS, FW_HANDLE, FW_IF(INACTIVE, INACTIVE), FW_BAD(LENGTH, LENGTH),
                 FW_BAD(ALIGNMENT, ADDRESS));
     case SEV_FW_CMD_ACTIVATE:
-        FW_ROWS(FW_SEV_WORKS, FW_HANDLE, FW_ACTIVATE_BEGIN, FW_GUEST_IN(~FW_IN(GHCB_FW_GUEST_SENT)),
-                FW_ACTIVATE_END);
+        FW_ROWS(FW_SEV_WORKS, FW_HANDLE, FW_ACTIVATE_BEGIN, FW_NOT_SENT, FW_ACTIVATE_END);
     case SEV_FW_CMD_ACTIVATE_EX:
-        FW_ROWS(FW_SEV_WORKS, FW_BAD(LENGTH, PARAM), FW_HANDLE, FW_ACTIVATE_EX);
+        FW_ROWS(FW_SEV_WORKS, FW_BAD(LENGTH, PARAM), FW_HANDLE, FW_ACTIVATE_EX_BEGIN, FW_NOT_SENT,
+                FW_ACTIVATE_EX_END);
     case SEV_FW_CMD_DEACTIVATE:
         FW_ROWS(FW_SEV_WORKS, FW_HANDLE, FW_IF(INACTIVE, INACTIVE));
     case SEV_FW_CMD_DECOMMISSION:
@@ -203,33 +215,36 @@ static inline int ghcb_fw_checks(uint64_t command, const ghcb_fw_check_t **found
         FW_ROWS(FW_SNP_CALL, FW_SNP_STARTED, FW_IF(PAGES, CONFIG), FW_IF(TWO_SOCKETS, POLICY),
                 FW_ACTIVATE_BEGIN, FW_ACTIVATE_END);
     case SEV_FW_CMD_SNP_ACTIVATE_EX:
-        FW_ROWS(FW_BAD(LENGTH, PARAM), FW_SNP_CALL, FW_SNP_STARTED, FW_IF(PAGES, CONFIG), FW_ACTIVATE_EX);
+        FW_ROWS(FW_BAD(LENGTH, PARAM), FW_SNP_CALL, FW_SNP_STARTED, FW_IF_FIRST(PAGES, CONFIG),
+                FW_ACTIVATE_EX_BEGIN, FW_IF(CCXS_SOCKETS, POLICY), FW_ACTIVATE_EX_END);
     case SEV_FW_CMD_SNP_LAUNCH_UPDATE:
         FW_ROWS(FW_SNP_CALL, FW_BAD(PAGE_STATE, PAGE_STATE), FW_BAD(PAGE_SIZE, PAGE_SIZE),
                 FW_BAD(ALIGNMENT, ADDRESS), FW_BAD(PAGE_LARGE, PAGE_SIZE),
                 FW_GUEST_IN(FW_IN(GHCB_FW_SNP_GUEST_LAUNCH)), FW_IF(INACTIVE, INACTIVE),
                 FW_BAD(PAGE_OWNER, PAGE_OWNER));
     case SEV_FW_CMD_SNP_LAUNCH_FINISH:
-        FW_ROWS(FW_SNP_CALL, FW_GUEST_IN(FW_IN(GHCB_FW_SNP_GUEST_LAUNCH)), FW_BAD(IMAGE, GUEST_STATE),
+        FW_ROWS(FW_SNP_CALL, FW_GUEST_IN(FW_IN(GHCB_FW_SNP_GUEST_LAUNCH)), FW_IF(IMAGE, GUEST_STATE),
                 FW_IF(INACTIVE, INACTIVE), FW_BAD(DIGEST, MEASUREMENT), FW_BAD(POLICY, POLICY),
                 FW_BAD(SIGNATURE, SIGNATURE));
     case SEV_FW_CMD_SNP_DECOMMISSION:
         FW_ROWS(FW_SNP_CALL, FW_BAD(PAGE_STATE, GUEST_INVALID));
     case SEV_FW_CMD_SNP_GUEST_STATUS:
         FW_ROWS(FW_SNP_CALL, FW_BAD(PAGE_STATE, PAGE_STATE));
-    case SEV_FW_CMD_SNP_GUEST_REQUEST: /* (A) of a message's guest */
+    case SEV_FW_CMD_SNP_GUEST_REQUEST: /* of a message's guest the answer in the message tells */
         FW_ROWS(FW_SNP_CALL, FW_BAD(PAGE_STATE, PAGE_STATE), FW_BAD(PAGE_SIZE, PAGE_SIZE),
                 FW_GUEST_IN(FW_IN(GHCB_FW_SNP_GUEST_RUNNING)), FW_BAD(HEADER, PARAM),
-                FW_BAD(SEQUENCE, AEAD_OVERFLOW), FW_IF(TARGET_NOT, GUEST_STATE));
-    case SEV_FW_CMD_SNP_DBG_DECRYPT: /* no check of the context; (A) nobody's page is not this guest's */
-        FW_ROWS(FW_R, FW_SNP_UP, FW_BAD(PAGE_STATE, PAGE_STATE), FW_BAD(PAGE_OWNER, PAGE_OWNER),
-                FW_IF(NO_SNP_GUEST, PAGE_OWNER), FW_IF(NO_DEBUG, POLICY), FW_IF(INACTIVE, INACTIVE));
+                FW_BAD(SEQUENCE, AEAD_OVERFLOW), FW_IF(TARGET_NOT, OK));
+    case SEV_FW_CMD_SNP_DBG_DECRYPT:
+        FW_ROWS(FW_SNP_CALL, FW_DEBUG_PAGE);
     case SEV_FW_CMD_SNP_DBG_ENCRYPT: /* the platform's state first */
-        FW_ROWS(FW_SNP_UP, FW_R, FW_BAD(PAGE_STATE, PAGE_STATE), FW_BAD(PAGE_OWNER, PAGE_OWNER),
-                FW_IF(NO_SNP_GUEST, PAGE_OWNER), FW_IF(NO_DEBUG, POLICY), FW_IF(INACTIVE, INACTIVE));
-    case SEV_FW_CMD_SNP_PAGE_SWAP_OUT:
-    case SEV_FW_CMD_SNP_PAGE_SWAP_IN: /* (A) the page's own state and owner, where a frame is at hand */
-        FW_ROWS(FW_SWAP, FW_BAD(PAGE_STATE, PAGE_STATE), FW_BAD(PAGE_OWNER, PAGE_OWNER));
+        FW_ROWS(FW_SNP_UP, FW_R, FW_CONTEXT, FW_DEBUG_PAGE);
+    case SEV_FW_CMD_SNP_PAGE_SWAP_OUT: /* (A) it looks at an entry, too */
+    case SEV_FW_CMD_SNP_PAGE_SWAP_IN:
+        FW_ROWS(FW_SNP_CALL, FW_BAD(METADATA_ALIGNMENT, PARAM), FW_BAD(OVERLAP, PARAM),
+                FW_BAD(METADATA_STATE, PAGE_STATE), FW_BAD(METADATA_OWNER, PAGE_OWNER),
+                FW_BAD(PAGE_SIZE, PAGE_SIZE), FW_SNP_STARTED, FW_IF(INACTIVE, INACTIVE),
+                FW_BAD(METADATA_ENTRY, METADATA_ENTRY), FW_BAD(PAGE_STATE, PAGE_STATE),
+                FW_BAD(PAGE_OWNER, PAGE_OWNER), FW_BAD(COUNTER, AEAD_OVERFLOW));
     case SEV_FW_CMD_SNP_PAGE_MOVE:
         FW_ROWS(FW_SNP_CALL, FW_BAD(PAGE_SIZE, PAGE_SIZE), FW_SNP_STARTED /* (A) */,
                 FW_IF(INACTIVE, INACTIVE), FW_BAD(PAGE_STATE, PAGE_STATE), FW_BAD(PAGE_OWNER, PAGE_OWNER));
@@ -269,6 +284,7 @@ static inline int ghcb_fw_checks(uint64_t command, const ghcb_fw_check_t **found
 #undef FW_IN
 #undef FW_BAD
 #undef FW_IF
+#undef FW_IF_FIRST
 #undef FW_SEV_IN
 #undef FW_GUEST_IN
 #undef FW_SEV_UNINIT
@@ -284,10 +300,13 @@ static inline int ghcb_fw_checks(uint64_t command, const ghcb_fw_check_t **found
 #undef FW_SNP_STARTED
 #undef FW_ACTIVATE_BEGIN
 #undef FW_ACTIVATE_END
-#undef FW_ACTIVATE_EX
+#undef FW_ACTIVATE_EX_BEGIN
+#undef FW_ACTIVATE_EX_END
+#undef FW_NOT_SENT
 #undef FW_INIT_REST
 #undef FW_SEV_STEP
-#undef FW_SWAP
+#undef FW_SEV_VMSA
+#undef FW_DEBUG_PAGE
 
 /* Legacy commands that write into the page which they came in. */
 static inline int ghcb_fw_answers_in_place(uint64_t command)

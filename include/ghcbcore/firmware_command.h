@@ -33,6 +33,15 @@ static inline int ghcb_fw_is_asid_of_type(const ghcb_fw_t *fw, uint64_t asid, ui
     return !limit || (type == GHCB_FW_TYPE_SNP ? asid <= limit : asid > limit);
 }
 
+/* Whether a guest that shall stay on one socket gets CCXs of both. */
+static inline int ghcb_fw_spans_sockets(const ghcb_fw_t *fw, uint64_t guest, uint64_t ccxs)
+{
+    uint64_t all = ccxs | GHCB_FW_GET(guest, GUEST_CCXS), lower = (1ULL << (fw->n_ccxs + 1) / 2) - 1;
+
+    return GHCB_FW_HAS(guest, GUEST_SOCKET) && fw->rules & GHCB_FW_RULE_TWO_SOCKETS && all & lower
+        && all & ~lower;
+}
+
 static inline int ghcb_fw_is_target(const ghcb_fw_t *fw, const ghcb_fw_op_t *op)
 {
     uint64_t target = ghcb_fw_guest(fw, op->target), state = GHCB_FW_GET(target, GUEST_STATE);
@@ -41,7 +50,7 @@ static inline int ghcb_fw_is_target(const ghcb_fw_t *fw, const ghcb_fw_op_t *op)
         return 0;
     if (op->options & GHCB_FW_OPTION_IMPORT)
         return state == GHCB_FW_SNP_GUEST_INIT;
-    return state == GHCB_FW_SNP_GUEST_LAUNCH;
+    return state == GHCB_FW_SNP_GUEST_LAUNCH && GHCB_FW_HAS(target, GUEST_IMAGE);
 }
 
 /* Whether a check that asks for an ASID fails. */
@@ -52,6 +61,8 @@ static inline int ghcb_fw_asid_fails(
 
     if (check->kind == GHCB_FW_IF_CCXS_NONE)
         return !op->ccxs || op->ccxs & ~all;
+    if (check->arg == GHCB_FW_FIRST && active != GHCB_FW_INACTIVE)
+        return 0;
     if (!ghcb_fw_is_asid(fw, op->asid))
         return 1;
     cells = *ghcb_fw_cells(fw, op->asid);
@@ -67,8 +78,6 @@ static inline int ghcb_fw_asid_fails(
         return ghcb_fw_ccxs_in(fw, cells, GHCB_FW_CLEAN) != all;
     case GHCB_FW_IF_ASID_OTHER:
         return active != GHCB_FW_INACTIVE && GHCB_FW_GET(guest, GUEST_ASID) != op->asid;
-    case GHCB_FW_IF_CCXS_OWNED:
-        return (owned & ~GHCB_FW_GET(guest, GUEST_CCXS)) != 0;
     case GHCB_FW_IF_CCXS_DIRTY:
         return (ghcb_fw_ccxs_in(fw, cells, GHCB_FW_DIRTY) & op->ccxs) != 0;
     default: /* GHCB_FW_IF_ASID_RANGE */
@@ -101,6 +110,12 @@ static inline int ghcb_fw_fails(const ghcb_fw_t *fw, const ghcb_fw_op_t *op, con
         return GHCB_FW_GET(guest, GUEST_ACTIVE) == GHCB_FW_INACTIVE;
     case GHCB_FW_IF_ACTIVE:
         return GHCB_FW_GET(guest, GUEST_ACTIVE) != GHCB_FW_INACTIVE;
+    case GHCB_FW_IF_NO_ES_GUEST:
+        return GHCB_FW_GET(guest, GUEST_TYPE) != GHCB_FW_TYPE_ES;
+    case GHCB_FW_IF_IMAGE:
+        return (int)GHCB_FW_HAS(guest, GUEST_IMAGE);
+    case GHCB_FW_IF_CCXS_SOCKETS:
+        return ghcb_fw_spans_sockets(fw, guest, op->ccxs);
     case GHCB_FW_IF_NO_DEBUG:
         return !GHCB_FW_HAS(guest, GUEST_DEBUG);
     case GHCB_FW_IF_NO_ES:
@@ -108,7 +123,8 @@ static inline int ghcb_fw_fails(const ghcb_fw_t *fw, const ghcb_fw_op_t *op, con
     case GHCB_FW_IF_TWO_SOCKETS:
         return GHCB_FW_HAS(guest, GUEST_SOCKET) && fw->rules & GHCB_FW_RULE_TWO_SOCKETS;
     case GHCB_FW_IF_PAGES:
-        return op->pages != 0;
+        return op->pages
+            && (check->arg != GHCB_FW_FIRST || GHCB_FW_GET(guest, GUEST_ACTIVE) == GHCB_FW_INACTIVE);
     case GHCB_FW_IF_UNCLEAN:
         return !ghcb_fw_all_clean(fw);
     case GHCB_FW_IF_LENGTH_NOT:
@@ -124,7 +140,8 @@ static inline int ghcb_fw_fails(const ghcb_fw_t *fw, const ghcb_fw_op_t *op, con
     case GHCB_FW_IF_SNP_EN_MISSING:
         return ghcb_fw_any_thread(fw, GHCB_FW_BIT(THREAD_SNP_EN), GHCB_FW_BIT(THREAD_SNP_EN));
     case GHCB_FW_IF_SNP_EN_NO_RMP:
-        return !GHCB_FW_HAS(state, RMP) && ghcb_fw_any_thread(fw, GHCB_FW_BIT(THREAD_SNP_EN), 0);
+        return !GHCB_FW_HAS(state, RMP)
+            && !ghcb_fw_any_thread(fw, GHCB_FW_BIT(THREAD_SNP_EN), GHCB_FW_BIT(THREAD_SNP_EN));
     case GHCB_FW_IF_IN_GUEST:
         return op->bad & GHCB_FW_BAD_IN_GUEST
             || ghcb_fw_any_thread(
@@ -206,15 +223,15 @@ static inline uint64_t ghcb_fw_snp_shutdown(const ghcb_fw_t *fw, const ghcb_fw_o
     if (!(options & GHCB_FW_OPTION_IOMMU))
         return SNP_FW_OK;
     *fw->state &= ~(GHCB_FW_BIT(RMP) | GHCB_FW_BIT(IOMMU));
-    *fw->state |= GHCB_FW_BIT(REBUILD);
     for (uint64_t i = 0; i < fw->n_bitmap; i++)
         fw->keys[i] = 0;
-    if (!(options & GHCB_FW_OPTION_X86))
-        return SNP_FW_OK;
-    if (op->bad & GHCB_FW_BAD_SNP_EN)
-        return SNP_FW_SHUTDOWN_INCOMPLETE;
-    for (uint64_t i = 0; i < ghcb_fw_n_threads(fw); i++)
-        *ghcb_fw_thread(fw, i) &= ~GHCB_FW_BIT(THREAD_SNP_EN);
+    if (options & GHCB_FW_OPTION_X86) {
+        if (op->bad & GHCB_FW_BAD_SNP_EN) /* the last step, and nothing is built again */
+            return SNP_FW_SHUTDOWN_INCOMPLETE;
+        for (uint64_t i = 0; i < ghcb_fw_n_threads(fw); i++)
+            *ghcb_fw_thread(fw, i) &= ~GHCB_FW_BIT(THREAD_SNP_EN);
+    }
+    *fw->state |= GHCB_FW_BIT(REBUILD);
     return SNP_FW_OK;
 }
 
@@ -227,13 +244,15 @@ static inline void ghcb_fw_decommission(const ghcb_fw_t *fw, const ghcb_fw_op_t 
     GHCB_FW_SET(fw->state, SEV, GHCB_FW_SEV_INIT);
 }
 
-static inline void ghcb_fw_snp_launch_start(uint64_t *guest, uint64_t policy)
+static inline void ghcb_fw_snp_launch_start(uint64_t *guest, uint64_t policy, uint64_t options)
 {
     GHCB_FW_SET(guest, GUEST_STATE, GHCB_FW_SNP_GUEST_LAUNCH);
     if (policy >> SNP_POLICY_DEBUG & 1)
         *guest |= GHCB_FW_BIT(GUEST_DEBUG);
     if (policy >> SNP_POLICY_SINGLE_SOCKET & 1)
         *guest |= GHCB_FW_BIT(GUEST_SOCKET);
+    if (options & GHCB_FW_OPTION_IMAGE)
+        *guest |= GHCB_FW_BIT(GUEST_IMAGE);
 }
 
 static inline void ghcb_fw_activate_command(
@@ -334,14 +353,17 @@ static inline uint64_t ghcb_fw_take_effect(const ghcb_fw_t *fw, const ghcb_fw_op
         GHCB_FW_SET(guest, GUEST_TYPE, GHCB_FW_TYPE_SNP);
         break;
     case SEV_FW_CMD_SNP_LAUNCH_START:
-        ghcb_fw_snp_launch_start(guest, op->policy);
+        ghcb_fw_snp_launch_start(guest, op->policy, op->options);
         break;
     case SEV_FW_CMD_SNP_LAUNCH_FINISH:
         ghcb_fw_enter(fw, guest, GHCB_FW_SNP_GUEST_RUNNING);
         break;
     case SEV_FW_CMD_SNP_GUEST_REQUEST:
-        if (op->options & (GHCB_FW_OPTION_IMPORT | GHCB_FW_OPTION_ABSORB))
-            ghcb_fw_enter(fw, &fw->guests[op->target], GHCB_FW_SNP_GUEST_RUNNING);
+        if (op->options & (GHCB_FW_OPTION_IMPORT | GHCB_FW_OPTION_ABSORB)) {
+            guest = &fw->guests[op->target]; /* a pending activation of it stays pending */
+            GHCB_FW_SET(guest, GUEST_STATE, GHCB_FW_SNP_GUEST_RUNNING);
+            *guest &= ~GHCB_FW_BIT(GUEST_IMAGE);
+        }
         break;
     case SEV_FW_CMD_SNP_DECOMMISSION:
         ghcb_fw_deactivate(fw, guest);

@@ -162,6 +162,7 @@ OPTIONS = {
     "es": (lib.GHCB_FW_OPTION_ES, ("INIT", "INIT_EX")),
     "vm_import": (lib.GHCB_FW_OPTION_IMPORT, ("SNP_GUEST_REQUEST",)),
     "vm_absorb": (lib.GHCB_FW_OPTION_ABSORB, ("SNP_GUEST_REQUEST",)),
+    "image": (lib.GHCB_FW_OPTION_IMAGE, ("SNP_LAUNCH_START",)),
 }
 """Arguments that are 0 or 1, and the commands that take them."""
 
@@ -178,7 +179,6 @@ BADS = (
     Code("digest", lib.GHCB_FW_BAD_DIGEST, "the launch digest is another one"),
     Code("signature", lib.GHCB_FW_BAD_SIGNATURE, "the ID block's signature does not verify"),
     Code("certificate", lib.GHCB_FW_BAD_CERTIFICATE, "the certificate does not verify"),
-    Code("image", lib.GHCB_FW_BAD_IMAGE, "the guest is a migration image"),
     Code("header", lib.GHCB_FW_BAD_HEADER, "the message's header is wrong"),
     Code("sequence", lib.GHCB_FW_BAD_SEQUENCE, "the message's number is not the next one"),
     Code("metadata_alignment", lib.GHCB_FW_BAD_METADATA_ALIGNMENT, "metadata is not aligned"),
@@ -226,7 +226,11 @@ CHECKS = (
     Code("asid_dirty", lib.GHCB_FW_IF_ASID_DIRTY, "ASID {asid} is {cells}"),
     Code("asid_cells", lib.GHCB_FW_IF_ASID_CELLS, "ASID {asid} is {cells}"),
     Code("asid_other", lib.GHCB_FW_IF_ASID_OTHER, "{guest} has another ASID"),
-    Code("ccxs_owned", lib.GHCB_FW_IF_CCXS_OWNED, "ASID {asid} is {cells}"),
+    Code(
+        "ccxs_sockets",
+        lib.GHCB_FW_IF_CCXS_SOCKETS,
+        "the policy wants one socket, CCXs of both are named",
+    ),
     Code("ccxs_dirty", lib.GHCB_FW_IF_CCXS_DIRTY, "ASID {asid} is {cells}"),
     Code("ccxs_none", lib.GHCB_FW_IF_CCXS_NONE, "no CCX is named, or one that is none"),
     Code("pages", lib.GHCB_FW_IF_PAGES, "{pages} pages are still assigned to ASID {asid}"),
@@ -239,7 +243,7 @@ CHECKS = (
     Code(
         "snp_en_no_rmp",
         lib.GHCB_FW_IF_SNP_EN_NO_RMP,
-        "SNPEn is set and the RMP is not initialised",
+        "SNPEn is set on every thread and the RMP is not initialised",
     ),
     Code("in_guest", lib.GHCB_FW_IF_IN_GUEST, "a thread is in a guest or in SMM"),
     Code("hsave", lib.GHCB_FW_IF_HSAVE, "VM_HSAVE_PA is not 0 on thread {hsave}"),
@@ -248,18 +252,20 @@ CHECKS = (
     Code("target", lib.GHCB_FW_IF_TARGET_NOT, "the guest to be entered is not in the right state"),
     Code("not_done", lib.GHCB_FW_IF_NOT_DONE, "no WBINVD since: {not_done}"),
     Code("failed", lib.GHCB_FW_IF_FAILED, ""),
+    Code("es_guest", lib.GHCB_FW_IF_NO_ES_GUEST, "{guest} is not SEV-ES"),
+    Code("image", lib.GHCB_FW_IF_IMAGE, "{guest} is an image that comes in"),
 )
 """Kinds of checks, and what is said where one answers."""
 
 ASSUMPTIONS = (
-    "ACTIVATE_EX refuses an ASID that another guest has with ASID_OWNED, before it looks for DIRTY",
-    "ACTIVATE_EX asks for range and type of the ASID in one",
+    "of two sockets the first has the lower half of the CCXs, rounded up",
     "LAUNCH_START and RECEIVE_START answer RESOURCE_LIMIT where no handle is left",
-    "ATTESTATION takes a guest in LUPDATE, LSECRET or RUNNING",
     "PAGE_MOVE and PAGE_MD_INIT take a guest in LAUNCH or RUNNING",
-    "SNP_DBG_* on a context that is none answers INVALID_PAGE_OWNER",
-    "VM_IMPORT takes a guest in INIT, VM_ABSORB one in LAUNCH, else INVALID_GUEST_STATE; what was "
-    "pending is in use then",
+    "SNP_PAGE_SWAP_OUT looks at a metadata entry as SNP_PAGE_SWAP_IN does",
+    "VM_IMPORT takes a guest in INIT, VM_ABSORB an image in LAUNCH; else nothing happens, which "
+    "the answer in the message tells and not the status",
+    "what was pending stays pending when VM_ABSORB lets the guest run",
+    "the policy of a guest that VM_IMPORT brings allows no debugging, and both sockets",
     "SNP_INIT builds the RMP, whatever it is asked",
     "contexts are gone when the RMP is built again",
     "SECURE_DATA_INVALID comes after the other checks of INIT",
@@ -267,6 +273,8 @@ ASSUMPTIONS = (
     "a command that answers in its own page refuses a wrong one before all else",
     "a CCX without threads holds no flush up",
     "SEV SHUTDOWN with SNP uninitialised leaves the cells as they are",
-    "where clearing SNPEn fails, all else of SNP_SHUTDOWN_EX has happened",
+    "where clearing SNPEn fails, all else of SNP_SHUTDOWN_EX has happened, but that the next "
+    "command finds all cells DIRTY",
+    "the flag of WBNOINVD is erased where all done bits are, and nowhere else",
 )
 """What the sources at hand leave open, and how the model has it."""

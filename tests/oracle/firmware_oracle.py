@@ -132,6 +132,7 @@ class FirmwareOracle(Checks):
         self.cells = {a: ["DIRTY"] * ccxs for a in self.asids}
         self.done = [False] * self.n_threads
         self.noinvd_done = [False] * self.n_threads  # nobody asks for it
+        self.offline = set()
         self.invalid = [set(self.asids) for _ in range(self.n_threads)]
 
     # The machine
@@ -154,11 +155,18 @@ class FirmwareOracle(Checks):
         return self.pages[number]
 
     def wbinvd(self, thread):
-        self.done[range(self.n_threads)[thread]] = True
+        """Write back and invalidate; say whether the thread could."""
+        return self.executed(self.done, thread)
 
     def wbnoinvd(self, thread):
         """Write back without invalidating: another flag is set, which nobody asks for."""
-        self.noinvd_done[range(self.n_threads)[thread]] = True
+        return self.executed(self.noinvd_done, thread)
+
+    def executed(self, flags, thread):
+        if range(self.n_threads)[thread] in self.offline:
+            return False
+        flags[thread] = True
+        return True
 
     def may_run(self, thread, asid):
         return asid not in self.invalid[thread]
@@ -240,6 +248,7 @@ class FirmwareOracle(Checks):
     def reset_asids(self):
         self.invalid = [set(self.asids) for _ in range(self.n_threads)]
         self.done = [False] * self.n_threads
+        self.noinvd_done = [False] * self.n_threads
         self.cells = {a: ["DIRTY"] * self.n_ccxs for a in self.asids}
 
     def make_runnable(self, guest):
@@ -425,7 +434,9 @@ class FirmwareOracle(Checks):
         accepted = guest and (guest.state, guest.image) == wanted[self.args["message"]]
         self.answer = {"accepted": bool(accepted)}
         if accepted:
-            self.snp_guest_count += guest.state == "INIT"
+            if guest.state == "INIT":
+                self.snp_guest_count += 1
+                guest.debuggable = False
             guest.state, guest.image = "RUNNING", False
 
     # Pages (sheet 5.5)

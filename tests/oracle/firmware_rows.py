@@ -74,15 +74,17 @@ def threads_of(oracle, words):
     if words[0] != "all":
         return [int(word) for word in words]
     left_out = [int(word) for word in words[2:]] if words[1:] else []
-    return [t for t in range(oracle.n_threads) if t not in left_out]
+    return [t for t in range(oracle.n_threads) if t not in {*left_out, *oracle.offline}]
 
 
 def host(oracle, word, words):
     """Do what the host does without firmware: 0 or REFUSED, None if this is no such step."""
     numbers = [int(word) for word in words if word.isdigit()]
     if word in ("WBINVD", "WBNOINVD"):
-        for t in threads_of(oracle, words):
-            getattr(oracle, word.lower())(t)
+        could = [getattr(oracle, word.lower())(t) for t in threads_of(oracle, words)]
+        return 0 if all(could) else REFUSED
+    if word in ("OFFLINE", "ONLINE"):  # these threads
+        oracle.offline = {*oracle.offline, *numbers} if word == "OFFLINE" else set()
         return 0
     if word in ("FIRMWARE", "HYPERVISOR", "PRE_GUEST", "GUEST_INVALID"):
         asid, size = [*numbers[1:], 0, 0][:2]
@@ -145,6 +147,7 @@ STEPS = [
     *(f"WBINVD {t}" for t in range(8)),
     *["WBINVD all"] * 6,
     *["WBINVD all but 5", "WBNOINVD all", "DF_FLUSH", "DF_FLUSH", "SNP_DF_FLUSH"],
+    "WBINVD 0 1 4 5",
     *(f"{word} {n}" for word in ("R", "PENDING", "DECOM", "DECOM") for n in (1, 2)),
     *["LAUNCHED 3", "SNP_ACTIVATE gctx=13 asid=1", "SNP_LAUNCH_FINISH gctx=13", "DECOM 3"],
     *(f"SNP_ACTIVATE_EX gctx={10 + n} asid=1 ccxs={x}" for n in (1, 3) for x in (0, 1)),

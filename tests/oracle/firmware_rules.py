@@ -52,13 +52,19 @@ CHOICES = {
     "owned": "PEK_CERT_IMPORT makes the platform owned, PEK_GEN and PLATFORM_RESET its own again",
     "message": "a message that moves a guest is a name, its own answer tells whether it did;"
     " VM_IMPORT wants INIT, VM_ABSORB an incoming image in LAUNCH. A pending activation stays"
-    " pending, its cells ALLOC (FW). An imported guest is counted, as it is when it goes",
+    " pending, its cells ALLOC (FW). An imported guest is counted, as it is when it goes; its"
+    " policy, which no sheet tells of, allows no debugging and any socket",
     "dbg": "SNP_DBG names a context, tested first of all pages (FW); the states of the source are"
     " PRE_GUEST, PRE_SWAP, GUEST_INVALID, GUEST_VALID",
     "swap": "one entry for each metadata page, and a root; states of pages 0x1A and owner 0x1C"
     " after the activity (FW), the entry of SWAP_IN where 1.4 has it. Only data pages here",
     "launch_update_kind": "pages of VMSA, SECRETS and CPUID are 4 KB",
     "rmpupdate": "the host's RMPUPDATE works whatever the platform's state",
+    "trusted_io": "ids 0xD0 to 0xD5, which have names; beyond them, where the sheet is vague about"
+    " an end near 0xE4, there is no command",
+    "noinvd": "the flag of WBNOINVD is erased where 2.1 erases all done bits, and nowhere else;"
+    " nobody asks for it",
+    "offline": "a thread that is offline executes nothing; firmware scans it all the same",
 }
 
 SUCCESS = 0x00
@@ -165,8 +171,7 @@ COMMANDS = {
     0xCB: "SNP_COMMIT",
     0xCD: "SNP_VLEK_LOAD",
     0xCE: "SNP_FEATURE_INFO",
-    # trusted I/O: the sheet names 0xD0 to 0xD5 and an end about 0xE4
-    **{0xD0 + n: f"TIO_{n}" for n in range(0x15)},
+    **{0xD0 + n: f"TIO_{n}" for n in range(6)},
 }
 
 # What an argument is if nobody gives it.

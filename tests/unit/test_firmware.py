@@ -23,6 +23,7 @@ from pysev.firmware import (
     NotModelled,
     Sev,
     Snp,
+    SnpGuestState,
     Status,
     command_step,
     thread_step,
@@ -165,8 +166,9 @@ def test_the_first_check_that_fails_answers_with_snp_down(name, arguments, statu
         ("SNP_GUEST_REQUEST", {"guest": 1}, Status.SUCCESS),
         ("SNP_PAGE_SWAP_OUT", {"guest": 1, "bad": "metadata_entry"}, Status.INVALID_MDATA_ENTRY),
         ("SNP_PAGE_SWAP_OUT", {"guest": 1, "bad": "counter,page_size"}, Status.INVALID_PAGE_SIZE),
+        ("SNP_PAGE_SWAP_OUT", {"guest": 1, "bad": "counter,page_owner"}, Status.INVALID_PAGE_OWNER),
         ("SNP_PAGE_MOVE", {"guest": 5}, Status.INVALID_GUEST),
-        ("SNP_DBG_DECRYPT", {"guest": 5}, Status.INVALID_PAGE_OWNER),
+        ("SNP_DBG_DECRYPT", {"guest": 5, "bad": "page_state"}, Status.INVALID_GUEST),
         ("SNP_DBG_DECRYPT", {"guest": 1}, Status.POLICY_FAILURE),
         ("SNP_GCTX_CREATE", {"guest": 1}, Status.INVALID_PAGE_STATE),
         ("SNP_GCTX_CREATE", {"guest": 2, "bad": "mmio"}, Status.INAVLID_CONFIG),
@@ -279,7 +281,9 @@ def test_messages_of_a_migration_agent_start_other_guests():
     fw = ready()
     agent = fw.launch(1)
     fw.command("SNP_GCTX_CREATE", guest=4)
-    assert fw.command("SNP_GUEST_REQUEST", guest=agent, vm_absorb=1, target=4) == 2
+    assert fw.command("SNP_GUEST_REQUEST", guest=agent, vm_absorb=1, target=4) == Status.SUCCESS
+    assert "not in the right state" in fw.history[-1].why  # what the message's answer tells
+    assert fw.guests()[4]["state"] == SnpGuestState.INIT
     assert fw.command("SNP_GUEST_REQUEST", guest=agent, vm_import=1, target=4) == Status.SUCCESS
     assert fw.command("SNP_ACTIVATE", guest=4, asid=2) == Status.SUCCESS
     assert (fw.asids()[1] == Cell.IN_USE).all()  # it runs already
