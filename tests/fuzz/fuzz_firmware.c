@@ -110,7 +110,8 @@ static void any_history(input_t *in)
             step.thread = 0; /* what `Machines.apply` refuses */
         step.op = (ghcb_fw_op_t){.command = a_command(in), .guest = take8(in) % (GUESTS + 1),
                                  .asid = take8(in) % (ASIDS + 2), .ccxs = take8(in) & 7,
-                                 .options = take8(in), .length = SEV_FW_SHUTDOWN_EX_BYTES,
+                                 .options = take8(in) | (kind & 0x40 ? GHCB_FW_OPTION_IMAGE : 0),
+                                 .length = SEV_FW_SHUTDOWN_EX_BYTES,
                                  .target = kind % GUESTS};
         was_up = (int)GHCB_FW_HAS(state, SNP);
         was_clean = ghcb_fw_all_clean(&fw) && !GHCB_FW_HAS(state, REBUILD);
