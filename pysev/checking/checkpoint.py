@@ -24,6 +24,7 @@ from ghcbcore.explorer import Explorer, NarrowIds
 
 from ..compiler import Compiled
 from ..flow import Property
+from .meaning import meaning
 from .result import Array
 
 __all__ = ["BadCheckpoint", "Checkpoint", "identity"]
@@ -46,7 +47,7 @@ class BadCheckpoint(SevError):
 
 
 def identity(compiled: Compiled, properties: Sequence[Property], options: str) -> str:
-    """Return a digest of all that the course of a search depends on."""
+    """Return a digest of all that the course of a search, and what it finds, depends on."""
     program = compiled.program
     digest = hashlib.sha256(f"{VERSION} {options} {compiled.n_others}".encode())
     for array in (
@@ -60,11 +61,14 @@ def identity(compiled: Compiled, properties: Sequence[Property], options: str) -
         compiled.initial_record(),
     ):
         digest.update(np.ascontiguousarray(array).tobytes())
-    profile = compiled.flow.profile
-    digest.update(repr((compiled.flow.name, profile.guest, profile.rules)).encode())
-    for agent in compiled.flow.agents:
-        digest.update(repr((agent.name, list(agent.labels), sorted(agent.ends))).encode())
-    digest.update(repr([(p.name, p.kind) for p in properties]).encode())
+    flow = compiled.flow
+    digest.update(repr((flow.name, flow.profile.guest, flow.profile.rules)).encode())
+    agents = [(a.name, a.per_cpu, a.pc.name, list(a.labels), sorted(a.ends)) for a in flow.agents]
+    words = [[(w.name, w.index) for w in block] for block in (flow.g, flow.cpu)]
+    digest.update(repr((agents, words)).encode())
+    for p in properties:
+        digest.update(repr((p.name, p.kind)).encode())
+        digest.update(f"{meaning(p.holds)} {meaning(p.since)}".encode())
     return digest.hexdigest()
 
 
