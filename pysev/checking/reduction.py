@@ -235,7 +235,12 @@ def _written(compiled: Compiled, insn: Array) -> Words:
     if op <= lib.GHCB_OP_LAST_TEST or op in (lib.GHCB_OP_SKIP, lib.GHCB_OP_EACH):
         return set()
     if op == lib.GHCB_OP_CALL:
-        return set(range(N_VM)) | set(range(a, a + N_VCPU))
+        reached = set(range(N_VM)) | set(range(a, a + N_VCPU))
+        if program.profile.guest == lib.GHCB_GUEST_SNP and insn["imm"] == lib.GHCB_CALL_VMGEXIT:
+            # AP creation and interrupt commands reach every vCPU, whichever asks
+            reached |= set(range(N_VM, N_VM + N_VCPU))
+            reached |= {block << SHIFT | i for block in (OWN, OTHER) for i in range(N_VCPU)}
+        return reached
     if op == lib.GHCB_OP_FRAME:
         region = program.regions[int(insn["mask"]) >> lib.GHCB_FRAME_REGION_SHIFT]
         first = int(region["first"])
