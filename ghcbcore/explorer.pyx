@@ -30,6 +30,7 @@ the two against each other.
 
 from concurrent.futures import ThreadPoolExecutor as _ThreadPoolExecutor
 from threading import Lock as _Lock
+from time import sleep as _sleep
 
 import numpy as _np
 
@@ -199,6 +200,8 @@ max_bytes=8589934592, n_threads=1, fingerprints=False, alone=None)\n--\n
     cdef uint64_t looking
     cdef object _lock         # held by expand, which releases the GIL
     cdef object _pool
+    cdef uint64_t n_rounds    # of threads, counted up as well where one is given up
+    cdef Py_ssize_t n_working # of their pieces
 
     def __cinit__(
         self,
@@ -816,12 +819,18 @@ max_bytes=8589934592, n_threads=1, fingerprints=False, alone=None)\n--\n
             sub.state += 1
         return self._look_up(sub)
 
-    def _work(self, Py_ssize_t k, Py_ssize_t n_subs):
-        """Expand every ``n_threads``-th piece, from piece ``k`` on."""
-        with nogil:
-            while k < n_subs:
-                self._expand_sub(self.subs + k)
-                k += self.n_threads
+    def _work(self, Py_ssize_t k, Py_ssize_t n_subs, uint64_t number):
+        """Expand every ``n_threads``-th piece of a round, from piece ``k`` on, unless it is given up."""
+        if number != self.n_rounds:
+            return
+        self.n_working += 1
+        try:
+            with nogil:
+                while k < n_subs:
+                    self._expand_sub(self.subs + k)
+                    k += self.n_threads
+        finally:
+            self.n_working -= 1
 
     cdef int _begin(self, Sub *sub, uint64_t first, uint64_t end, const uint8_t *skip, uint64_t origin) except -1:
         self._prepare(sub)
@@ -864,11 +873,20 @@ max_bytes=8589934592, n_threads=1, fingerprints=False, alone=None)\n--\n
             begin = first + <uint64_t> k * SUB
             self._begin(self.subs + k, begin, min(end, begin + SUB), skip, origin)
             self.subs[k].learns = self.subs[k].adds = False
+        self.n_rounds += 1
         if self._pool is None:
             self._pool = _ThreadPoolExecutor(self.n_threads, "explorer")
         # all of them end before the first error is raised: nobody works on what is given up
-        futures = [self._pool.submit(self._work, k, n_subs) for k in range(min(self.n_threads, n_subs))]
-        for error in [future.exception() for future in futures]:
+        try:
+            futures = [
+                self._pool.submit(self._work, k, n_subs, self.n_rounds)
+                for k in range(min(self.n_threads, n_subs))
+            ]
+            errors = [future.exception() for future in futures]
+        except BaseException:  # a signal's
+            self._give_up()
+            raise
+        for error in errors:
             if error is not None:
                 raise error
         for k in range(n_subs):
@@ -883,6 +901,16 @@ max_bytes=8589934592, n_threads=1, fingerprints=False, alone=None)\n--\n
             with nogil:
                 self._add_new(sub.keys, sub.hashes, sub.parents, sub.n)
             self._finish(sub)
+        return 0
+
+    cdef int _give_up(self) except -1:
+        """Return when nobody works on the pieces of this round, nor will: what is queued is void."""
+        self.n_rounds += 1
+        while self.n_working:
+            try:
+                _sleep(0.0005)  # a piece takes a few milliseconds
+            except BaseException:  # another signal, while the first one's error is being raised
+                pass
         return 0
 
     cdef int _grow_terminals(self, Sub *sub) except -1:
