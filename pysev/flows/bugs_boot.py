@@ -86,10 +86,13 @@ def no_idt(
     flow.globals(idt=1, handled=0)
     g, boot = flow.g, flow.agent("boot CPU")
     trap: list[Effect] = [when(g.idt == 1, put(g.handled, 1), otherwise=[put(g.dead, 1)])]
+    boot.phase("old kernel")
     boot.at("old kernel", op(f"old kernel: {survives}: the handler answers", do=trap))
+    boot.phase("relocate")
     boot.at("machine_kexec", op("machine_kexec: null GDT, null IDT", do=[put(g.idt, 0)]))
     here = op(fixed) if repaired else op(f"{what}: {SHUTDOWN}", do=trap)
     boot.at("relocate", here)
+    boot.phase("new kernel")
     boot.at("new kernel", op("new kernel: first IDT", do=[put(g.idt, 1)], cost=costs.RELOCATE))
     boot.at("up", ends=True)
     _no_reset(flow, NO_RESET, "no exception comes while there is no IDT")
@@ -103,6 +106,7 @@ def clock_never_enabled(machine: Machine, name: str, *, repaired: bool) -> Flow:
     flow = _flow(name)
     flow.globals(offered=0)
     g, boot = flow.g, flow.agent("boot CPU")
+    boot.phase("old kernel")
     boot.at(
         "boot",
         op("kvmclock is offered: WRMSR switches it on", do=[put(g.offered, 1)]),
@@ -113,7 +117,9 @@ def clock_never_enabled(machine: Machine, name: str, *, repaired: bool) -> Flow:
         other = op("kexec -e: kvmclock was never on: no WRMSR", when=never)
     else:
         other = op(f"{off} of an MSR that is not there", when=never, do=[put(g.dead, 1)])
+    boot.phase("PV teardown")
     boot.at("teardown", op(off, when=[g.offered == 1]), other)
+    boot.phase("relocate")
     boot.at("relocate", op("relocate_kernel: jumps to the new kernel", cost=costs.RELOCATE))
     boot.at("up", ends=True)
     _no_reset(flow, ITS_MSRS, "no MSR is written that the guest does not have")
@@ -136,6 +142,7 @@ def not_mapped(machine: Machine, name: str, *, repaired: bool, what: str, reader
     flow = _flow(name)
     flow.globals(mapped=0)
     g, boot = flow.g, flow.agent("boot CPU")
+    boot.phase("load")
     boot.at(
         "identity map",
         op("init_pgtable: maps the RAM ranges with 1 GiB pages", do=[put(g.mapped, 1)]),
@@ -143,7 +150,9 @@ def not_mapped(machine: Machine, name: str, *, repaired: bool, what: str, reader
     )
     if repaired:
         boot.at("more", op(f"init_pgtable: maps {what} as well", do=[put(g.mapped, 1)]))
+    boot.phase("relocate")
     boot.at("relocate", op("relocate_kernel: CR3 := identity map", cost=costs.RELOCATE))
+    boot.phase("new kernel")
     boot.at(
         "read",
         op(f"new kernel: {reader} reads {what}", when=[g.mapped == 1]),
@@ -172,6 +181,7 @@ def parking_tables(machine: Machine, name: str, *, repaired: bool) -> Flow:
     tlb = flow.agent("TLB", per_cpu=True)
     flush = [put(cpu.tlb, 0)] if repaired else []
     text = "P2 CR3 := trampoline page table" + (", global TLB flush" if repaired else "")
+    ap.phase("park")
     ap.at("park", op(text, do=flush))
     there = [
         op(
@@ -190,6 +200,7 @@ def parking_tables(machine: Machine, name: str, *, repaired: bool) -> Flow:
         there.append(gone)
     ap.at("stack", *there)
     ap.at("parked", ends=True)
+    tlb.phase("park")
     tlb.at(
         "holds",
         op(
@@ -202,6 +213,7 @@ def parking_tables(machine: Machine, name: str, *, repaired: bool) -> Flow:
         ends=True,
     )
     tlb.at("empty", ends=True)
+    boot.phase("stop other CPUs")
     boot.at("wait", op("all APs are parked", when=[g.stopping == 0]))
     boot.at("up", ends=True)
     _no_reset(flow, OWN_STACK, "the trampoline's page table maps what an AP that parks touches")
@@ -231,11 +243,13 @@ def unaccepted_destination(machine: Machine, name: str, *, repaired: bool) -> Fl
     flow.globals(accepted=0, answer=0)
     g, boot = flow.g, flow.agent("boot CPU")
     accept = [happen(page, 0, pvalidate(True), g.answer), put(g.accepted, 1)]
+    boot.phase("old kernel")
     boot.at(
         "boot",
         op("the allocator accepts the page", do=accept),
         op("the page is not needed: not accepted"),
     )
+    boot.phase("load")
     boot.at("load", op("kexec_load: a destination from the ranges of system RAM"))
     if repaired:
         boot.at(
@@ -244,6 +258,7 @@ def unaccepted_destination(machine: Machine, name: str, *, repaired: bool) -> Fl
             op("accepted already", when=[g.accepted == 1]),
         )
     access = guest_access(WRITE | lib.FRAME_ACCESS_C | lib.FRAME_ACCESS_STORE)
+    boot.phase("relocate")
     boot.at("relocate", op("relocate_kernel: copies the segment", do=_touch(flow, page, access)))
     boot.at("up", ends=True)
     _no_reset(flow, NO_FAULT, "relocate_kernel writes only to memory that was accepted")
@@ -270,6 +285,7 @@ def rmp_tail(machine: Machine, name: str, *, repaired: bool) -> Flow:
     flow.globals(answer=0)
     g, boot = flow.g, flow.agent("boot CPU")
     of_firmware = FrameOp(lib.FRAME_OP_INIT, value=lib.RMP_STATE_FIRMWARE)
+    boot.phase("old kernel")
     boot.at(
         "snp init",
         op("SNP_INIT_EX: the RMP's own pages", do=[happen(block, 0, of_firmware, g.answer)]),
@@ -277,6 +293,7 @@ def rmp_tail(machine: Machine, name: str, *, repaired: bool) -> Flow:
     write = host_access(WRITE, mapping=1)
     small = _touch(flow, block, host_access(WRITE), 1)
     boot.at("use", op("old kernel: writes the tail through a 4 KiB mapping", do=small))
+    boot.phase("load")
     if repaired:
         text = "kexec_file_load: the tail is reserved in the E820 tables: segments elsewhere"
         boot.at("load", op(text))
@@ -284,6 +301,7 @@ def rmp_tail(machine: Machine, name: str, *, repaired: bool) -> Flow:
     else:
         boot.at("load", op("kexec_file_load: purgatory and boot parameters in the tail"))
         do = _touch(flow, block, write, 1)
+    boot.phase("relocate")
     boot.at("relocate", op("relocate_kernel: copies through 2 MiB pages", do=do))
     boot.at("up", ends=True)
     _no_reset(flow, NO_FAULT, "relocate_kernel writes no 2 MiB page that has a page of the RMP")
@@ -298,6 +316,7 @@ def rmp_tail_allocated(machine: Machine, name: str, *, repaired: bool) -> Flow:
     elsewhere = declare(flow, "elsewhere", 1)
     flow.globals(answer=0, from_tail=0)
     g, boot = flow.g, flow.agent("boot CPU")
+    boot.phase("boot the host")
     if repaired:
         boot.at("fixup", op("E820 tables and memblock: the tail is reserved"))
     else:
@@ -307,6 +326,7 @@ def rmp_tail_allocated(machine: Machine, name: str, *, repaired: bool) -> Flow:
     boot.at("snp init", op(text, do=[happen(block, 0, fixed, g.answer)]))
     other = op("KVM: a page for an SNP guest", to="assign elsewhere")
     tail = op("KVM: a page for an SNP guest, from the tail", do=[put(g.from_tail, 1)])
+    boot.phase("assign a page")
     boot.at("allocate", *([] if repaired else [tail]), other)
     if not repaired:
         boot.at("assign tail", op("RMPUPDATE", do=_touch(flow, block, rmpupdate(True)), to="up"))
@@ -360,10 +380,13 @@ def crash_reservation(machine: Machine, name: str, *, repaired: bool) -> Flow:
         size = BASE_MIB + (EXTRA_MIB if extra else 0)
         text = f'kdump-utils: "{guest.line}": crashkernel={size}M'
         reserves.append(op(text, do=[put(g.mib, size)]))
+    boot.phase("reserve")
     boot.at("reserve", *reserves)
+    boot.phase("boot the crash kernel")
     boot.at("crash", op("panic: jumps to the crash kernel", cost=costs.RELOCATE))
     text = f"crash kernel: {EXTRA_MIB} MiB of bounce buffers (swiotlb)"
     boot.at("swiotlb", op(text, do=[add(g.mib, -EXTRA_MIB)]))
+    boot.phase("dump")
     boot.at(
         "run",
         op(f"makedumpfile runs in {BASE_MIB} MiB", when=[g.mib >= BASE_MIB]),
@@ -394,6 +417,7 @@ def swiotlb_below_4g(machine: Machine, name: str, *, repaired: bool) -> Flow:
         op(f"firmware and initrd leave {mib} MiB in one piece below 4 GiB", do=[put(g.piece, mib)])
         for mib in PIECES_MIB
     ]
+    boot.phase("boot")
     boot.at("firmware", *low)
     wanted = []
     for gib, default in SWIOTLB_MIB:

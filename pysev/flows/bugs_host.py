@@ -62,13 +62,17 @@ def init_in_kdump(machine: Machine, name: str, *, repaired: bool) -> Flow:
         put(g.snp, Platform.INIT),
     )
     refused = when(g.snp == Platform.INIT, put(g.status, lib.SNP_FW_PLATFORM_STATE))
+    boot.phase("old kernel")
     boot.at("old kernel", op("old kernel: SNP_INIT_EX", do=[refused, init]))
+    boot.phase("panic")
     boot.at(
         "panic",
         op("panic: no guest: SNP_SHUTDOWN_EX", do=[put(g.snp, Platform.UNINIT)]),
         op("panic: guests still run: SNP_SHUTDOWN_EX fails"),
     )
+    boot.phase("boot the crash kernel")
     boot.at("crash kernel", op("jumps to the crash kernel", cost=costs.RELOCATE))
+    boot.phase("initialise SNP and the IOMMU")
     if repaired:
         boot.at("ccp", op("ccp: a crash kernel: no SNP_INIT_EX", to="iommu"))
     else:
@@ -100,8 +104,10 @@ def iommu_buffers(machine: Machine, name: str, *, repaired: bool) -> Flow:
     flow.name_values("written", Buffer)
     g, boot = flow.g, flow.agent("boot CPU")
     iommu = flow.agent("IOMMU")
+    boot.phase("boot the crash kernel")
     boot.at("crash kernel", op("jumps to the crash kernel", cost=costs.RELOCATE))
     mine = Buffer.OLD_KERNEL if repaired else Buffer.CRASH_KERNEL
+    boot.phase("initialise the IOMMU")
     if repaired:
         boot.at("buffer", op("maps the old kernel's command buffer"))
     else:
@@ -119,6 +125,7 @@ def iommu_buffers(machine: Machine, name: str, *, repaired: bool) -> Flow:
         ),
     )
     boot.at("up", ends=True)
+    iommu.phase("answer")
     iommu.at(
         "reads",
         op(
@@ -141,12 +148,14 @@ def notifier_unregisters(machine: Machine, name: str, *, repaired: bool) -> Flow
     flow.globals(readers=0, shut=0)
     g, boot = flow.g, flow.agent("boot CPU")
     chain = "panic: walks the notifier chain, an RCU reader"
+    boot.phase("panic")
     boot.at("panic", op(chain, do=[put(g.readers, 1)]))
     boot.at("notifier", op("SNP notifier: SNP_SHUTDOWN_EX", do=[put(g.shut, 1)]))
     if not repaired:
         text = "unregisters itself: all readers of the chain are gone"
         boot.at("unregister", op(text, when=[g.readers == 0]))
     boot.at("leave", op("end of the chain", do=[put(g.readers, 0)]))
+    boot.phase("boot the crash kernel")
     boot.at("crash kernel", op("jumps to the crash kernel", cost=costs.RELOCATE))
     boot.at("up", ends=True)
     flow.sometimes(
@@ -161,15 +170,18 @@ def psp_interrupt(machine: Machine, name: str, *, repaired: bool) -> Flow:
     flow.globals(irqs=1, busy=0, interrupt=0)
     g, boot = flow.g, flow.agent("boot CPU")
     psp = flow.agent("PSP")
+    boot.phase("panic")
     boot.at("panic", op("panic: IRQs off, panic notifiers", do=[put(g.irqs, 0)]))
     boot.at("command", op("SNP notifier: SNP_SHUTDOWN_EX", do=[put(g.busy, 1)]))
     polled = op("polls: the command is complete", when=[g.busy == 0])
     waited = op("completion interrupt", when=[g.interrupt == 1, g.irqs == 1])
     boot.at("waiting", polled if repaired else waited)
+    boot.phase("boot the crash kernel")
     boot.at("crash kernel", op("jumps to the crash kernel", cost=costs.RELOCATE))
     boot.at("up", ends=True)
     done = [put(g.busy, 0), put(g.interrupt, 1)]
     text = "carries the command out, raises its interrupt"
+    psp.phase("command")
     psp.at("idle", op(text, when=[g.busy == 1], do=done, cost=costs.MS), ends=True)
     psp.at("done", ends=True)
     flow.sometimes("the interrupt is pending with IRQs off", lambda s: s.g.interrupt > s.g.irqs)
@@ -182,9 +194,11 @@ def reboot(machine: Machine, name: str, *, encrypted: bool) -> Flow:
     flow.globals(asked=0, left=machine.n_cpus, ended=0)
     g, boot = flow.g, flow.agent("boot CPU")
     vmm = flow.agent("VMM")
+    boot.phase("reboot")
     boot.at("runs", op("reboot: asks for a reset of the machine", do=[put(g.asked, 1)]))
     boot.at("reset", op("starts at the reset vector", when=[g.left == 0]), ends=encrypted)
     boot.at("up", ends=True)
+    vmm.phase("reset")
     if encrypted:
         text = "registers are encrypted: no vCPU can be reset; ends with exit code 0"
         vmm.at("waits", op(text, when=[g.asked == 1], do=[put(g.ended, 1)]))

@@ -117,6 +117,7 @@ class GuestKdump:
         cpu, g, ap = self.flow.cpu, self.flow.g, self.ap
         nmi = [put(cpu.nmi_pending, 0)]
         hears = [cpu.nmi_pending == 1] + ([cpu.deaf == 0] if self.v.deaf else [])
+        ap.phase("old kernel")
         ap.at(
             "old kernel", op("crash NMI", when=hears, do=nmi, to="first", cost=costs.IPI), ends=True
         )
@@ -129,6 +130,7 @@ class GuestKdump:
         save = op("saves its registers to its crash note", do=[put(cpu.note, 1)])
         count = op("waiting_for_crash_ipi - 1", do=[add(g.waiting, -1)])
         first, second = (save, count) if self.v.saves == "first" else (count, save)
+        ap.phase("stop")
         ap.at("first", first)
         ap.at("second", second)
         ap.at("halt", op("HLT", do=[halt(cpu)]), ends=True)  # or destroyed before it gets there
@@ -250,6 +252,7 @@ class GuestKdump:
         )
         if self.v.vmsa == "leaked":
             host = flow.agent("hypervisor")
+            host.phase("leave guest mode")
             host.at(
                 "kick",
                 op(

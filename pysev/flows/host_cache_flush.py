@@ -146,6 +146,7 @@ class HostCacheFlush:
         stays = v.partial_writes == "refused"
         idle = "idle" if v.kvm_flushes == "at shutdown" else "old kernel"
         about = [*self.asked(idle), *self.interrupts()]
+        ap.phase("old kernel")
         if v.mask_line:
             ap.at("old kernel", *self.interrupts())
             return
@@ -191,6 +192,7 @@ class HostCacheFlush:
         """stop_this_cpu from its flush to its HLT."""
         v, cpu, g, ap = self.v, self.flow.cpu, self.flow.g, self.cpu
         again = self.nmi("NMI: stop_this_cpu once more", self.stops)
+        ap.phase("stop")
         if v.by_online_mask:
             ap.at("stop", op("goes offline", do=[add(g.stopping, -1)]))
         self.flush(again)
@@ -241,6 +243,7 @@ class HostCacheFlush:
     def before_kexec(self) -> None:
         """The boot CPU as one of those that use the line, and what is asked of all CPUs."""
         v, flow, boot, g = self.v, self.flow, self.boot, self.flow.g
+        boot.phase("old kernel")
         if v.partial_writes == "refused":
             text = "kexec_file_load: X86_BUG_TDX_PW_MCE: -EOPNOTSUPP"
             boot.at("load", op(text, do=[put(g.kexec_error, errno.EOPNOTSUPP)], to="refused"))
@@ -273,6 +276,7 @@ class HostCacheFlush:
         """native_stop_other_cpus."""
         v, flow, boot, g = self.v, self.flow, self.boot, self.flow.g
         other = flow.other
+        boot.phase("stop other CPUs")
         marks = [put(other.ipi, 1), *([put(other.in_mask, 1)] if v.nmi else [])]
         do = [put(g.stopping, self.m.n_cpus - 1), each(*marks)]
         do += [self.write(flow.boot)] if v.mask_line else []
@@ -303,6 +307,7 @@ class HostCacheFlush:
         """From the last writes of the old kernel to the point where there is no IDT."""
         v, flow, boot, g = self.v, self.flow, self.boot, self.flow.g
         elsewhere = op("machine_kexec: control page, page tables", to="segments")
+        boot.phase("leave the old kernel")
         if v.mask_line or (v.rules == "tdx" and not v.guest):
             boot.at("machine_kexec", elsewhere)
         else:
@@ -325,6 +330,7 @@ class HostCacheFlush:
         """Identity page tables, WBINVD or not, copying, and the jump."""
         v, flow, boot, g = self.v, self.flow, self.boot, self.flow.g
         text = "relocate_kernel: identity page tables"
+        boot.phase("relocate")
         if v.guest and v.last != NEVER:
             fault = "#VC" if v.rules == "sme" else "#VE"
             boot.at("relocate", self.triple_fault(f"{text}, WBINVD: {fault}"))
@@ -375,6 +381,7 @@ class HostCacheFlush:
         read: Field = g.read
         do = lines.load(self.line, flow.boot, self.v.new_key, read)
         reads = op("the new kernel reads the line", do=[do], to="up")
+        boot.phase("new kernel")
         if self.v.partial_writes:
             mce = op(
                 "the new kernel reads poisoned memory: machine check",

@@ -151,6 +151,7 @@ class SevEsKexec:
         """The AP's old kernel up to the point at which the designs part."""
         cpu, ap = self.flow.cpu, self.ap
         again = self.nmi("NMI: stop_this_cpu once more", [], "stop")
+        ap.phase("old kernel")
         with ap.under(self.text, self.tables):
             ap.at(
                 "old kernel",
@@ -163,6 +164,7 @@ class SevEsKexec:
                 *self.nmi("NMI: stop_this_cpu", [put(cpu.ipi, 0)], "stop"),
                 ends=self.v.supported != "always" or self.v.hand_over == "crash",
             )
+            ap.phase("stop")
             ap.at("stop", op("stop_this_cpu: IRQs off, offline, local APIC off"), *again)
             if self.v.acknowledges in (BEFORE_HLT, EARLY):
                 done = self.acknowledge(self.v.acknowledges)
@@ -185,6 +187,7 @@ class SevEsKexec:
         """AP reset hold as an NAE event, the loop around it in the old kernel's memory."""
         cpu = self.flow.cpu
         ask = ask_nae(cpu, self.m.ghcb_gpa, lib.GHCB_NAE_AP_RESET_HOLD)
+        self.ap.phase("park")
         with self.ap.under(self.text, self.tables):
             self.ap.at(
                 "hold",
@@ -218,6 +221,7 @@ class SevEsKexec:
         dead = [put(cpu.fate, Fate.TRIPLE_FAULT), call(lib.GHCB_CALL_SHUTDOWN, cpu)]
         shot = self.nmi("NMI while the IDT is a real-mode one: shutdown", dead, "dead")
         again = self.nmi("NMI: stop_this_cpu once more", [], "stop")
+        ap.phase("park")
         with ap.under(self.text, self.tables):
             ap.at("park", op("P1-P2 IRQs off, CR3 := trampoline page table"), *again)
         with ap.under(self.text, self.tables, self.low):
@@ -264,6 +268,7 @@ class SevEsKexec:
     def wait_in_mailbox(self) -> None:
         """The firmware's loop over the mailbox, in firmware memory with its own page tables."""
         cpu, g, ap = self.flow.cpu, self.flow.g, self.ap
+        ap.phase("park")
         with ap.under(self.text, self.tables):
             ap.at("leave", op("CR3 := firmware's page tables, jump to the firmware's loop"))
         ap.at(
@@ -290,6 +295,7 @@ class SevEsKexec:
         """The NMI of a crash: save the registers, count down, HLT in the old kernel's memory."""
         flow, cpu, ap = self.flow, self.flow.cpu, self.ap
         flow.per_cpu(note=0)
+        ap.phase("old kernel")
         with ap.under(self.text, self.tables):
             ap.at(
                 "old kernel",
@@ -300,6 +306,7 @@ class SevEsKexec:
                     cost=costs.IPI,
                 ),
             )
+            ap.phase("stop")
             ap.at("save", op("saves its registers to its crash note", do=[put(cpu.note, 1)]))
             ap.at("count", op("waiting_for_crash_ipi - 1", do=[add(flow.g.stopping, -1)]))
             ap.at("halt", op("HLT", do=[halt(cpu)]))
@@ -308,6 +315,7 @@ class SevEsKexec:
     def new_kernel(self) -> None:
         """The AP's arrival, if the vector is the new kernel's; the end of one that went wrong."""
         cpu, g, ap = self.flow.cpu, self.flow.g, self.ap
+        ap.phase("new kernel")
         ap.at(
             "trampoline",
             op(
@@ -649,6 +657,7 @@ class SevEsKexec:
         """The new kernel uses the old one's memory, whenever it likes."""
         flow, g = self.flow, self.flow.g
         agent = flow.agent("new kernel's memory")
+        agent.phase("reuse")
         agent.at(
             "use",
             *(

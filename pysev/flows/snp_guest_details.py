@@ -56,12 +56,15 @@ def decompressor_video(name: str, *, skips: bool) -> Build:
         flow = _snp(name, machine)
         flow.globals(lines=0)
         g, boot = flow.g, flow.agent("boot CPU")
+        boot.phase("load")
         boot.at(
             "load",
             op("kexec_file_load: screen_info of a serial console: no lines"),
             op("kexec -c: passes screen_info of a text console", do=[put(g.lines, 25)]),
         )
+        boot.phase("relocate")
         boot.at("relocate", op("relocate_kernel", cost=costs.RELOCATE))
+        boot.phase("decompressor")
         text = "decompressor: SEV-ES is on: lines and columns := 0, video is left out"
         boot.at("console", op(text, do=[put(g.lines, 0)]) if skips else op("decompressor: console"))
         boot.at("serial", op("decompressor: OUT to the serial port: #VC, IOIO", cost=costs.VMGEXIT))
@@ -95,8 +98,10 @@ def efi_map(name: str, *, keeps: bool, n_kexecs: int = 2) -> Build:
         flow = _snp(name, machine)
         flow.globals(in_memblock=0, reused=0, read_foreign=0)
         g, boot = flow.g, flow.agent("boot CPU")
+        boot.phase("first kernel")
         boot.at("0", op("first kernel: EFI map from the firmware, kept"))
         for i in range(1, n_kexecs + 1):
+            boot.phase(f"kexec {i}")
             boot.at(
                 f"{i} read",
                 op(f"kexec {i}: reads the EFI map that it was passed", when=[g.reused == 0]),
@@ -116,6 +121,7 @@ def efi_map(name: str, *, keeps: bool, n_kexecs: int = 2) -> Build:
                 )
         boot.at("up", ends=True)
         allocator = flow.agent("page allocator")
+        allocator.phase("hand pages out")
         allocator.at(
             "free",
             op(
@@ -146,7 +152,9 @@ def unaccepted_table(name: str, *, keeps: bool) -> Build:
         table = (declare(flow, "table", 1, start=start_private()), 0)
         flow.globals(unmapped=0)
         g, boot = flow.g, flow.agent("boot CPU")
+        boot.phase("panic")
         boot.at("crash", op("panic: jumps to the crash kernel in its reservation"))
+        boot.phase("boot the crash kernel")
         zap = pages.must(table, map_as(lib.FRAME_UNMAPPED))
         text = "crash kernel: RAM is the crash range; page tables of the rest are zapped"
         if keeps:
@@ -209,10 +217,13 @@ def svsm_calling_area(name: str, *, early_is_boot: bool, second: str = "") -> Bu
                 ),
             )
 
+        boot.phase("boot")
         boot.at("early", op("boot: calls through the boot calling area"))
         move = "boot: SVSM_REMAP_CA: the calling area of the CPU"
         boot.at("remap", op(move, do=[put(g.svsm_has_cpu_area, 1)], cost=costs.VMGEXIT))
+        boot.phase("F2 unshare")
         call("F2", "F2 conversion", boot_area=False)
+        boot.phase("F6 unshare the GHCBs")
         boot.at("F5", op("F5 boot_ghcb := NULL: page changes by the early functions"))
         again = pages.psc(page, True)
         boot.at("F6 PSC", op("F6 VMGEXIT by MSR: PSC to private", do=again, cost=costs.VMGEXIT))
@@ -220,11 +231,14 @@ def svsm_calling_area(name: str, *, early_is_boot: bool, second: str = "") -> Bu
         if second == "given back":
             back = "F6 SVSM_REMAP_CA: the area of the secrets page again"
             boot.at("give back", op(back, do=[put(g.svsm_has_cpu_area, 0)], cost=costs.VMGEXIT))
+        boot.phase("relocate")
         boot.at("relocate", op("relocate_kernel", cost=costs.RELOCATE))
+        boot.phase("new kernel")
         if second:
             text = "new kernel: VMGEXIT by MSR: PSC to private"
             boot.at("second PSC", op(text, do=pages.psc(page, True), cost=costs.VMGEXIT))
             call("second", "new kernel, area of the secrets page", boot_area=True)
+        boot.phase("use memory again")
         boot.at("use", op("uses the page as private", do=pages.access_private(page)))
         boot.at("up", ends=True)
         boot.at("dead")
@@ -240,6 +254,7 @@ def svsm_calling_area(name: str, *, early_is_boot: bool, second: str = "") -> Bu
             rows.append(op(text, when=[*looks, area == 1], do=[*seen, put(area, 0)], to="."))
             nothing = f"no call in the {title}: back to VMPL2"
             rows.append(op(nothing, when=[*looks, area == 0], do=[put(g.in_svsm, 0)], to="."))
+        svsm.phase("answer calls")
         svsm.at("loop", *rows, ends=True)
         flow.always("no access faults", lambda s: s.g.fault == 0)
         flow.sometimes(
@@ -266,17 +281,21 @@ def secure_avic(name: str, *, teardown: str) -> Build:
             text = "Secure AVIC: VMGEXIT {}: the backing page is unregistered"
             boot.at("unregister", *pages.exits(text, ghcb, []))
 
+        boot.phase("stop interrupts")
         boot.at("lapic", op("local APIC off"))
         if teardown == "early":
             tear_down()
+        boot.phase("unshare the GHCBs")
         boot.at("F5", op("F5 boot_ghcb := NULL", do=[put(g.by_ghcb, 0)]))
         private = [*pages.to_private_pte(ghcb), *pages.psc(ghcb, True)]
         boot.at("F6", op("F6 GHCB: C-bit, VMGEXIT by MSR: PSC to private", do=private))
         boot.at("F6 PVALIDATE", *pages.validate("F6 GHCB: PVALIDATE", [ghcb]))
         if teardown == "after F6":
             tear_down()
+        boot.phase("relocate")
         jumps = op("relocate_kernel", do=[put(g.new_kernel, 1)], cost=costs.RELOCATE)
         boot.at("relocate", jumps)
+        boot.phase("new kernel")
         boot.at(
             "apic",
             op("new kernel: sets its local APIC up", when=[g.enabled == 0]),
@@ -300,6 +319,7 @@ def secure_avic(name: str, *, teardown: str) -> Build:
             after=costs.MEMORY_REUSE,
             spread=True,
         )
+        memory.phase("reuse")
         memory.at("use", take, ends=True)
         memory.at("used", ends=True)
         flow.always(NOTHING_FOREIGN, lambda s: s.g.foreign == 0, "APIC accesses reach APIC state")
@@ -320,11 +340,13 @@ def stale_vmsa(name: str, *, refreshes: bool) -> Build:
         flow = _snp(name, machine)
         flow.globals(vmsa=0, mapped=0, request=0, alive=1)
         g, boot = flow.g, flow.agent("boot CPU")
+        boot.phase("replace the AP")
         boot.at("destroy", op("SVSM_DELETE_VCPU, AP_CREATION destroy", do=[put(g.alive, 0)]))
         again = [put(g.vmsa, 1), put(g.alive, 1)]
         boot.at("create", op("SVSM_CREATE_VCPU with another page, AP_CREATION create", do=again))
         boot.at("up", ends=True)
         ap = flow.agent("AP of the guest")
+        ap.phase("ask the SVSM")
         ap.at(
             "run",
             op(
@@ -336,6 +358,7 @@ def stale_vmsa(name: str, *, refreshes: bool) -> Build:
         ap.at("asked", op("answered", when=[g.request == 0]))
         ap.at("served", ends=True)
         svsm = flow.agent("SVSM's loop of the AP")
+        svsm.phase("serve")
         if refreshes:
             text = "wakes: maps the VMSA that the AP has now"
             svsm.at(
@@ -371,6 +394,7 @@ def ghcb_lookup(name: str, *, checks: bool) -> Build:
         pages = Pages(flow)
         flow.globals(null_read=0)
         g, boot = flow.g, flow.agent("boot CPU")
+        boot.phase("F6 unshare the GHCBs")
         boot.at(
             "before",
             op("the GHCB of a possible CPU is mapped"),

@@ -138,12 +138,14 @@ class SnpGuestKexec:
                 *self.pages.access(self.frames.below, lib.FRAME_ACCESS_WRITE),
             ]
             work.append(op("writes to a shared buffer", when=[g.transfers == 1], do=do, to="."))
+        ap.phase("old kernel")
         ap.at("old kernel", *self.interrupted(), *work, ends=v.crash and v.impatient)
         if self.frames.moving is not None:
             self.conversion(self.frames.moving)
         if v.allocates:
             release = op("releases the lock", do=[put(g.zone_lock, 0)], to="old kernel")
             ap.at("allocates", *self.interrupted(), release)
+        ap.phase("halted")
         ap.at(
             "halted",
             op(
@@ -471,6 +473,7 @@ class SnpGuestKexec:
             do = [put(other.invalid, 1)]
         else:
             text, do = "KVM_SET_MP_STATE: runnable; KVM_RUN: KVM refuses, there is no VMSA", []
+        agent.phase("make it runnable")
         agent.at("destroyed", op(text, pick=True, when=[gone], do=do), ends=True)
         agent.at("tried", ends=True)
 
@@ -481,6 +484,7 @@ class SnpGuestKexec:
         agent = self.flow.agent("hypervisor")
         run = [put(other.mp_state, lib.GHCB_MP_RUNNABLE)]
         wake = op("lets a halted vCPU run on", pick=True, when=asleep, do=run, after=costs.MS)
+        agent.phase("wake")
         agent.at("any time", wake, ends=True)
         agent.at("done", ends=True)
 

@@ -177,11 +177,13 @@ class SnpHostKdump(SnpHost):
         if c.deaf == Deaf.TWO:
             goes_on.append(cpu.nmi != Nmi.DEAF)
         host = [*self.vmruns(*goes_on), *self.nmis(self.nmi_text(""), [])]
+        ap.phase("old kernel")
         ap.at("host", *host, ends=c.deaf != Deaf.NOBODY)
         if c.n_guests:
             text, leaves = self.nmi_text("#VMEXIT, "), [self.leave()]
             inside = [] if c.mid_vmexit else self.nmis(text, leaves, cpu.entered == 0)
             self.in_guest(*inside, mid_vmexit=c.mid_vmexit)
+        ap.phase("stop")
         if self.d.who == Who.CALLBACK:
             self.callback(ap, self.counts_itself())
         elif self.d.spins:

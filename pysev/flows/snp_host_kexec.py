@@ -61,8 +61,10 @@ class SnpHostKexec(SnpHost):
         """A CPU runs guests until they are destroyed, or until it is stopped."""
         ap = self.ap
         more = self.stops if self.left.guests_left else self.kicks
+        ap.phase("old kernel")
         ap.at("host", *self.vmruns(), *more("", []))
         self.in_guest(*more("#VMEXIT, ", [self.leave()]))
+        ap.phase("idle")
         if not self.left.guests_left:
             ap.at("idle", *self.stops("", []))
         ap.at("halted", ends=True)

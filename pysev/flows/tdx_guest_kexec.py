@@ -154,10 +154,12 @@ class TdxGuestKexec:
         if v.unplugs:
             offline = "play_dead: offline, on its way to the firmware"
             work.append(op(offline, when=[cpu.dying == 1], do=[put(cpu.dying, 2)], to="leave"))
+        ap.phase("old kernel")
         with ap.under(self.text, self.tables):
             ap.at("old kernel", *self.interrupted(), *work, ends=v.patience == "deaf")
             if v.converts:
                 self.conversion()
+            ap.phase("stop")
             done = "counts down" if v.crash else "clears its bit in cpus_stop_mask"
             counted = [add(g.stopping, -1)]
             if v.version == 0:
@@ -245,6 +247,7 @@ class TdxGuestKexec:
         cpu, g = self.flow.cpu, self.flow.g
         mine = [put(g.command, Command.NONE), put(cpu.addressed, 0)]
         for_me = cpu.addressed == 1
+        self.ap.phase("mailbox")
         self.ap.at(
             "mailbox",
             op(
@@ -465,6 +468,7 @@ class TdxGuestKexec:
         """The next kernel uses the old one's memory, whenever it likes; a crash kernel does not."""
         g = self.flow.g
         agent = self.flow.agent("new kernel's memory")
+        agent.phase("reuse")
         agent.at(
             "use",
             *(
