@@ -14,7 +14,7 @@ from typing import Any
 from ghcbcore._cffi import lib
 from ghcbcore.profile import Profile
 
-from .. import costs
+from .. import costs, scaling
 from ..flow import Agent, Flow, Hazard, Op, add, each, op, put, when
 from ..layout import Part
 from ..machine import Machine
@@ -88,12 +88,15 @@ def stop_mask(machine: Machine, name: str, *, repaired: bool) -> Flow:
     flow.per_cpu(ipi=0, in_mask=0)
     g, cpu = flow.g, flow.cpu
     boot, ap = flow.agent("boot CPU"), flow.agent("AP", per_cpu=True)
+    ap.phase("old kernel")
     ap.at("runs", op("REBOOT_VECTOR interrupt", when=[cpu.ipi == 1], do=[put(cpu.ipi, 0)]))
+    flush = scaling.wbinvd(machine, max(1, others)).ns  # all at once
+    ap.phase("stop")
     text = "stop_this_cpu: IRQs off, offline, local APIC off; WBINVD begins"
     ap.at("stop", op(text, do=[add(g.online, -1)]))
     ap.at(
         "flushing",
-        op("WBINVD ends", when=[g.left == 0], after=costs.WBINVD),
+        op("WBINVD ends", when=[g.left == 0], after=flush),
         op("WBINVD of a machine that has gone on: locks up", when=[g.left == 1], to="locked up"),
     )
     ap.at(
@@ -105,10 +108,12 @@ def stop_mask(machine: Machine, name: str, *, repaired: bool) -> Flow:
     )
     ap.at("halted", ends=True)
     ap.at("locked up", ends=True)
+    boot.phase("stop other CPUs")
     boot.at("kexec", _reboot_vector(flow, others))
     tests = [g.stopping == 0] if repaired else [g.online == 0]
     text = "cpus_stop_mask is empty" if repaired else "all other CPUs are offline"
     boot.at("stopping", op(text, when=tests))
+    boot.phase("leave")
     boot.at("leave", op("goes on: power-off, or jump to the new kernel", do=[put(g.left, 1)]))
     boot.at("gone", ends=True)
 
@@ -136,6 +141,7 @@ def mwait_wakes(machine: Machine, name: str, *, repaired: bool) -> Flow:
     g, cpu, other = flow.g, flow.cpu, flow.other
     boot, ap = flow.agent("boot CPU"), flow.agent("AP", per_cpu=True)
     text = _old_text(flow, ap)
+    ap.phase("offline")
     ap.at(
         "mwait",
         op(
@@ -155,11 +161,14 @@ def mwait_wakes(machine: Machine, name: str, *, repaired: bool) -> Flow:
         ap.at("awake", op("mwait_play_dead: nobody wants it: MWAIT again", to="mwait"))
     ap.at("halted", ends=True)
     ap.at("dead", ends=True)
+    boot.phase("kick offline CPUs")
     if repaired:
         kick = [each(put(other.kick, 1))]
         boot.at("kick", op("kexec -e: kicks offline CPUs out of MWAIT into HLT", do=kick))
         boot.at("kicking", op("all offline CPUs are in HLT", when=[g.kicked == 0]))
+    boot.phase("relocate")
     boot.at("leave", op(LEAVES, do=[put(g.left, 1)], cost=costs.RELOCATE))
+    boot.phase("new kernel")
     boot.at("text", op("the new kernel takes the old text", do=[put(g.text_taken, 1)]))
     overwrite = op(
         "the new kernel writes over the lines that offline CPUs monitored",
@@ -195,6 +204,7 @@ def deaf_cpu(machine: Machine, name: str, *, repaired: bool, travels: bool = Fal
     boot, ap = flow.agent("boot CPU"), flow.agent("AP", per_cpu=True)
     text = _old_text(flow, ap)
     done = [put(cpu.ipi, 0), put(cpu.in_mask, 0), add(g.stopping, -1)]
+    ap.phase("old kernel")
     with ap.under(text):
         ap.at(
             "runs",
@@ -215,10 +225,12 @@ def deaf_cpu(machine: Machine, name: str, *, repaired: bool, travels: bool = Fal
             ),
         )
         ap.at("handler", op("NMI handler: stopped already: HLT", to="halted"))
+    ap.phase("halted")
     reaches = "NMI reaches the CPU in HLT"
     wake = op(reaches, when=[cpu.nmi == 1], do=[put(cpu.nmi, 0)], to="handler")
     ap.at("halted", wake, ends=True)
     ap.at("dead", ends=True)
+    boot.phase("stop other CPUs")
     boot.at("kexec", _reboot_vector(flow, others))
     stopped = op("all other CPUs have reported", when=[g.stopping == 0], to="leave")
     late = [g.stopping != 0]
@@ -230,7 +242,9 @@ def deaf_cpu(machine: Machine, name: str, *, repaired: bool, travels: bool = Fal
     else:
         goes_on = "1 s is over, no NMI may be sent: goes on"
         boot.at("stopping", stopped, op(goes_on, when=late, after=costs.STOP_TIMEOUT))
+    boot.phase("relocate")
     boot.at("leave", op(LEAVES, do=[put(g.left, 1)], cost=costs.RELOCATE))
+    boot.phase("new kernel")
     boot.at("take", op("the new kernel takes the old text", do=[put(g.text_taken, 1)]))
     boot.at("up", ends=True)
     _own_memory(flow)
@@ -263,9 +277,11 @@ def crash_notes(machine: Machine, name: str, *, bounded: bool, dead: bool) -> Fl
         after=costs.CRASH_TIMEOUT // 2,
         spread=True,
     )
+    ap.phase("old kernel")
     ap.at("runs", saves, *hangs)
     ap.at("halted", ends=True)
     ap.at("hung", ends=True)
+    boot.phase("stop other CPUs")
     boot.at(
         "panic",
         op(
@@ -277,6 +293,7 @@ def crash_notes(machine: Machine, name: str, *, bounded: bool, dead: bool) -> Fl
     all_there = op("all other CPUs have counted down", when=[g.waiting == 0], to="dump")
     over = op("1 s is over: goes on", when=[g.waiting != 0], to="dump", after=costs.CRASH_TIMEOUT)
     boot.at("waiting", all_there, *([over] if bounded else []))
+    boot.phase("dump")
     boot.at(
         "dump",
         op(
@@ -303,6 +320,7 @@ def two_crashers(machine: Machine, name: str, *, repaired: bool) -> Flow:
     g = flow.g
     for agent in (flow.agent("boot CPU"), flow.agent("AP", per_cpu=True)):
         crash = op("panic", when=[g.crashes != 0], do=[add(g.crashes, -1)])
+        agent.phase("panic")
         agent.at("runs", crash, ends=True)
         jumps = op("__crash_kexec: jumps to the crash kernel", do=[add(g.inside, 1)], to="crash")
         if repaired:
@@ -310,6 +328,7 @@ def two_crashers(machine: Machine, name: str, *, repaired: bool) -> Flow:
             claims = op("panic_cpu is free: claims it", when=free, do=claim)
             lost = op("panic_cpu is taken: stops itself", when=[g.panic_cpu != 0], to="stopped")
             agent.at("claim", claims, lost)
+        agent.phase("boot the crash kernel")
         agent.at("kexec", jumps)
         agent.at("crash", ends=True)
         if repaired:
@@ -332,6 +351,7 @@ def pv_areas(machine: Machine, name: str, *, repaired: bool) -> Flow:
     g, cpu, other = flow.g, flow.cpu, flow.other
     boot, ap = flow.agent("boot CPU"), flow.agent("AP", per_cpu=True)
     host = flow.agent("hypervisor", per_cpu=True)
+    ap.phase("old kernel")
     ap.at(
         "runs",
         op(
@@ -343,6 +363,7 @@ def pv_areas(machine: Machine, name: str, *, repaired: bool) -> Flow:
         ends=True,
     )
     ap.at("off", ends=True)
+    host.phase("write areas")
     host.at(
         "writes",
         op(
@@ -354,12 +375,14 @@ def pv_areas(machine: Machine, name: str, *, repaired: bool) -> Flow:
         ends=True,
     )
     host.at("written", ends=True)
+    boot.phase("PV teardown")
     if repaired:
         ask = [put(g.waiting, others), each(put(other.ipi, 1))]
         boot.at("kexec", op("kexec -e: reboot notifier asked of every CPU", do=ask))
         boot.at("notifiers", op("all CPUs have torn down", when=[g.waiting == 0]))
     else:
         boot.at("kexec", op("kexec -e: PV areas of this CPU off"))
+    boot.phase("relocate")
     boot.at("leave", op(LEAVES, do=[put(g.left, 1)], cost=costs.RELOCATE))
     boot.at("up", ends=True)
     flow.always(

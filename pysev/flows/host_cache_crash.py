@@ -92,8 +92,10 @@ class HostCacheCrash:
         flow, cpu, g = self.flow, self.flow.cpu, self.flow.g
         ap = flow.agent("CPU", per_cpu=True)
         met = op("crash NMI", when=[cpu.nmi == 1], do=[put(cpu.nmi, 0)], to="NMI", cost=costs.IPI)
+        ap.phase("old kernel")
         ap.at("old kernel", *self.uses(cpu), met)
         ap.at("busy", met)
+        ap.phase("stop")
         text = "saves its registers, WBINVD" if self.v.flush else "saves its registers, no WBINVD"
         ap.at(
             "NMI",
@@ -105,9 +107,11 @@ class HostCacheCrash:
     def crashing(self) -> None:
         v, flow, g = self.v, self.flow, self.flow.g
         boot = flow.agent("boot CPU")
+        boot.phase("old kernel")
         boot.at("old kernel", *self.uses(flow.boot), op("writes nothing"))
         tell = [put(g.waiting, self.n_others), each(put(flow.other.nmi, 1))]
         panic = op("panic: NMI to all other CPUs", do=tell, cost=costs.IPI, after=costs.MS)
+        boot.phase("stop other CPUs")
         boot.at("panic", panic)
         counted = op("all other CPUs have counted down", when=[g.waiting == 0])
         late = op(
@@ -116,14 +120,18 @@ class HostCacheCrash:
             after=costs.CRASH_TIMEOUT,
         )
         boot.at("shoot-down", *([counted, late] if v.times_out else [counted]))
+        boot.phase("boot the crash kernel")
         text = f"machine_kexec: {'WBINVD, ' if v.flush else ''}jumps to the crash kernel"
         do = [*self.wbinvd(flow.boot), put(g.kernel, Kernel.NEW)]
-        boot.at("machine_kexec", op(text, do=do, cost=costs.RELOCATE))
+        cost = costs.RELOCATE + (costs.WBINVD if v.flush else 0)
+        boot.at("machine_kexec", op(text, do=do, cost=cost))
+        boot.phase("crash kernel")
         store = lines.store(self.reserved, flow.boot, PLAIN, Bytes.NEW)
         boot.at("crash kernel", op("the crash kernel writes its reserved_line (C=0)", do=[store]))
         load = lines.load(self.reserved, flow.boot, PLAIN, g.read)
         boot.at("own memory", op("the crash kernel reads its reserved_line", do=[load]))
         load = lines.load(self.old, flow.boot, v.dump_key, g.dumped)
+        boot.phase("dump")
         boot.at("dump", op(f"/proc/vmcore: reads the old_line ({DOMAINS[v.dump_key]})", do=[load]))
         boot.at("up", ends=True)
 

@@ -26,7 +26,7 @@ from ghcbcore._cffi import lib
 from ghcbcore.frame import Op as FrameOp
 from ghcbcore.profile import Profile
 
-from .. import costs
+from .. import costs, scaling
 from ..flow import Agent, Effect, Field, Flow, Op, Test, add, each, op, put, when
 from ..frames import declare, happen, map_as
 from ..layout import Part
@@ -160,7 +160,7 @@ class LiveMigrationReset:
             flow.globals(generation=1, ignored=0)
         flow.name_values("kernel", Kernel)
         flow.name_values("ipi", Call)
-        self.reset_cost = len(machine.layout.memmap.ram_ranges()) * costs.HYPERCALL_USER
+        self.reset_cost = scaling.migration_reset(machine).ns
         self.boot = flow.agent("boot CPU")
         self.ap = flow.agent("AP", per_cpu=True)
 
@@ -295,8 +295,10 @@ class LiveMigrationReset:
                 interrupts.append(asked)
         if self.c.straggler:
             ops += self.late_calls()
+        ap.phase("serve devices")
         ap.at(serves, *ops, ends=self.c.straggler or self.c.unplug)
         self.announcements(ap, serves, *interrupts)
+        ap.phase("stopped")
         ap.at("stopped", ends=True)
         if self.c.straggler:
             ap.at("still runs", ends=True)
@@ -324,6 +326,7 @@ class LiveMigrationReset:
     def go_down(self) -> None:
         """kernel_restart_prepare: notifiers on every CPU, then the devices, then the CPUs."""
         boot, g, other = self.boot, self.flow.g, self.flow.other
+        boot.phase("in use")
         boot.at(
             "kexec",
             op(
@@ -333,6 +336,7 @@ class LiveMigrationReset:
                 after=BUSY,
             ),
         )
+        boot.phase("PV teardown")
         boot.at("teardown", self.teardown("CPU 0", True))
         boot.at("notifiers", op("all CPUs have torn down", when=[g.waiting == 0]))
         if self.c.device:
@@ -342,6 +346,7 @@ class LiveMigrationReset:
                 to="stop",
                 after=costs.DEVICE_SHUTDOWN,
             )
+            boot.phase("shut devices down")
             at = "devices still live"
             boot.at(at, shut, *self.requests([g.devices == 1], at))
             self.announcements(boot, at)
@@ -349,6 +354,7 @@ class LiveMigrationReset:
     def take_offline(self) -> None:
         """cpu_down of any one CPU: its PV teardown is that of a shutdown."""
         boot, g, other = self.boot, self.flow.g, self.flow.other
+        boot.phase("in use")
         boot.at(
             "in use",
             op(
@@ -360,16 +366,19 @@ class LiveMigrationReset:
             ),
             ends=True,
         )
+        boot.phase("take a CPU offline")
         over = [put(g.told, 1)]  # what follows is not looked at: no more requests
         boot.at("unplug", op("the CPU has torn down: offline", when=[g.waiting == 0], do=over))
         boot.at("up", ends=True)
 
     def panic(self) -> None:
+        self.boot.phase("in use, then PV teardown")
         teardown = self.teardown("panic: crashing CPU", True, to="stop")
         self.boot.at("panic", replace(teardown, after=BUSY))
 
     def stop_others(self) -> None:
         boot, g, other = self.boot, self.flow.g, self.flow.other
+        boot.phase("stop other CPUs")
         text = "crash NMI to all other CPUs" if self.c.crash else "REBOOT_VECTOR to all other CPUs"
         ask = [put(g.stopping, self.m.n_cpus - 1), each(put(other.ipi, Call.STOP))]
         boot.at("stop", op(text, do=ask, cost=costs.IPI))
@@ -385,6 +394,7 @@ class LiveMigrationReset:
     def new_kernel(self) -> None:
         """The next kernel: page tables of its own, what it tells the host, and when."""
         d, boot, g = self.d, self.boot, self.flow.g
+        boot.phase("relocate")
         unmapped = map_as(lib.FRAME_UNMAPPED)
         boot.at(
             "relocate",
@@ -400,6 +410,7 @@ class LiveMigrationReset:
                 cost=costs.RELOCATE,
             ),
         )
+        boot.phase("tell the hypervisor what is shared")
         if d.new_kernel_resets:
             ram = (OWN,) if self.c.crash else (BUFFER, OWN)
             text = "early boot: hypercalls: all RAM of its E820 map is encrypted"
@@ -415,11 +426,13 @@ class LiveMigrationReset:
             text += ", generation 2"
         tell = [*begin, self.note(OWN, SHARED), put(g.told, 1)]
         boot.at("bss_decrypted", op(text, do=tell, cost=costs.HYPERCALL_USER))
+        boot.phase("boot the new kernel")
         if d.switches_off:
             allow = op("MSR: migration allowed", do=[put(g.allowed, 1)], cost=costs.BOOT_TO_SMP)
             if not self.c.allows_again:
                 allow = op("no EFI runtime services: migration stays off", cost=costs.BOOT_TO_SMP)
             boot.at("late_initcall", allow)
+        boot.phase("dump")
         if self.c.crash:
             text = "/proc/vmcore: maps the old kernel's memory, C-bit set"
             boot.at("vmcore", op(text, do=[self.map(BUFFER, PRIVATE.mapped)]))
