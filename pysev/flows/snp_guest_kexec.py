@@ -31,6 +31,7 @@ from ..flow import Flow, Op, add, each, op, put, when
 from ..frames import ASID, happen, map_as, pvalidate, rmpupdate
 from ..layout import Part
 from ..machine import Machine
+from ..scaling import Work
 from ..words import ask_msr, create_ap, destroy_ap, halt, send_nmi
 from .snp_guest_frames import KexecFrames
 from .snp_guest_pages import Pages, Piece, is_mapped, pass_over
@@ -294,10 +295,15 @@ class SnpGuestKexec:
         self.boot.at(label, op(label))
         self.ends_of_parts.append(label)
 
-    def unshare(self, step: str, name: str, piece: Piece, cost: int | None = None) -> None:
-        """One leaf of 4 KiB: PTE, PSC, PVALIDATE; a leaf that is private already is passed over."""
+    def unshare(self, step: str, name: str, piece: Piece, work: Work | None = None) -> None:
+        """One leaf of 4 KiB: PTE, PSC, PVALIDATE; a leaf that is private already is passed over.
+
+        ``work``: of all leaves for which it stands, where they are many.
+        """
         pages, boot = self.pages, self.boot
-        cost = costs.INSTRUCTIONS if cost is None else cost
+        parts = work.parts if work else {}
+        cost = parts.get("PTE", costs.INSTRUCTIONS)
+        psc_cost = parts.get("PSC", costs.VMGEXIT)
         labels = [f"{step} {name}: {part}" for part in ("PTE", "PSC", "PVALIDATE", "done")]
         is_shared = is_mapped(piece, lib.FRAME_SHARED)
         psc = partial(
@@ -305,7 +311,8 @@ class SnpGuestKexec:
             f"{step} {name}: VMGEXIT {{}}: PSC to private",
             self.frames.ghcb,
             pages.psc(piece, True),
-            by_msr=costs.VMGEXIT,
+            cost=psc_cost,
+            by_msr=psc_cost,
         )
         cut = self.cut_short(f"{step} {name}")
         pte = partial(
@@ -322,7 +329,8 @@ class SnpGuestKexec:
             boot.at(labels[1], *psc(), *cut)
         else:
             boot.at(labels[0], *psc(tests=[is_shared]), skip)
-        boot.at(labels[2], *pages.validate(f"{step} {name}: PVALIDATE", [piece]))
+        text, validate_cost = f"{step} {name}: PVALIDATE", parts.get("PVALIDATE")
+        boot.at(labels[2], *pages.validate(text, [piece], cost=validate_cost))
         if not self.v.pte_first:
             boot.at(labels[1], pte())
         self.after(labels[3])
@@ -340,16 +348,17 @@ class SnpGuestKexec:
 
     def walk(self) -> None:
         """F2: every leaf that is mapped shared and holds no GHCB."""
-        cost = scaling.unshare(self.m).ns
+        work = scaling.unshare(self.m)
         if self.v.strict:
-            self.unshare("F2", "page below the GHCBs", self.frames.below, cost)
+            self.unshare("F2", "page below the GHCBs", self.frames.below, work)
         else:
             text = "F2 page below the GHCBs: ghcb <= its end, taken for the leaf of a GHCB"
-            self.boot.at("F2 below", op(text, cost=cost))
+            self.boot.at("F2 below", op(text, cost=work.ns))
         if self.frames.moving is not None:
             self.unshare("F2", "page that was being converted", self.frames.moving)
         if self.frames.others_ghcb is not None and not self.v.others_last:
-            self.unshare("F2", "GHCBs of the other CPUs", self.frames.others_ghcb)
+            ghcbs = scaling.unshare_ghcbs(self.m)
+            self.unshare("F2", "GHCBs of the other CPUs", self.frames.others_ghcb, ghcbs)
 
     def bss(self) -> None:
         self.unshare("F3", "bss_decrypted", self.frames.decrypted)
@@ -383,8 +392,8 @@ class SnpGuestKexec:
             ),
         )
         if self.frames.others_ghcb is not None and self.v.others_last:
-            cost = scaling.unshare_ghcbs(self.m).ns
-            self.unshare("F6", "GHCBs of the other CPUs", self.frames.others_ghcb, cost)
+            ghcbs = scaling.unshare_ghcbs(self.m)
+            self.unshare("F6", "GHCBs of the other CPUs", self.frames.others_ghcb, ghcbs)
 
     def console(self) -> None:
         """A kmsg dumper that prints through a port: #VC, IOIO by GHCB."""

@@ -26,7 +26,7 @@ from functools import partial
 from ghcbcore._cffi import lib
 from ghcbcore.profile import Profile
 
-from .. import costs
+from .. import costs, scaling
 from ..flow import Effect, Field, Flow, Op, add, each, op, put, when
 from ..layout import Part
 from ..machine import Machine
@@ -363,11 +363,11 @@ class TdxGuestKexec:
         if self.v.loses_bit:
             do = [put(self.pte("buffer"), Mapping.PRIVATE)]
             self.boot.at("bug", op("a bug has cleared the shared bit of a PTE", do=do))
-        layout, leaf_bytes = self.m.layout, lib.FRAME_REGION * lib.GHCB_PAGE_SIZE
-        walk = layout.memmap.ram_bytes // leaf_bytes * costs.LEAF_LOOKUP
-        walk += layout[Part.SWIOTLB].size_bytes // lib.GHCB_PAGE_SIZE * costs.TDX_CONVERT
+        walk = scaling.tdx_unshare(self.m).parts
         for page in self.names:
-            self.unshare(page, walk if page == "buffer" else costs.INSTRUCTIONS)
+            many = page == "buffer"
+            look = walk["PTE"] if many else costs.INSTRUCTIONS
+            self.unshare(page, look, walk["convert"] if many else costs.TDX_CONVERT)
         self.boot.at("flush", op("finish: TLB flush"))
         agrees = g.found == g.nr_shared
         self.boot.at(
@@ -380,22 +380,23 @@ class TdxGuestKexec:
             ),
         )
 
-    def unshare(self, page: str, cost: int) -> None:
+    def unshare(self, page: str, look: int, convert_all: int) -> None:
         boot, g, pte, private = self.boot, self.flow.g, self.pte(page), self.private(page)
         is_shared = pte == Mapping.SHARED
-        clear = partial(op, f"finish {page}: PTE := 0", do=[put(pte, Mapping.NONE)], cost=cost)
+        clear = partial(op, f"finish {page}: PTE := 0", do=[put(pte, Mapping.NONE)], cost=look)
         text = f"finish {page}: MapGPA: private, accept"
-        convert = partial(op, text, do=[put(private, 1), add(g.found, 1)], cost=costs.TDX_CONVERT)
+        convert = partial(op, text, do=[put(private, 1), add(g.found, 1)], cost=convert_all)
         fails = partial(
             op,
             f"finish {page}: MapGPA fails: logged, goes on",
             do=[add(g.found, 1)],
-            cost=costs.TDX_CONVERT,
+            cost=convert_all,
         )
         skip = op(
             f"finish {page}: not mapped shared, passed over",
             when=[is_shared.negated()],
             to=f"finish {page} done",
+            cost=look,
         )
         if self.v.pte_first:
             boot.at(f"finish {page}", clear(when=[is_shared]), skip)
