@@ -134,11 +134,14 @@ class SnpHost:
             done.append(self.psp.command("SNP_DECOMMISSION", self.flow.g.gone, guest=guest))
         return done
 
-    def attempt(self, agent: Agent, who: str, flush: list[Effect], where: str, to: str) -> None:
+    def attempt(
+        self, agent: Agent, who: str, flush: list[Effect], to: str, *, everywhere: bool
+    ) -> None:
         """Linux's snp_shutdown, in labels of their own, and on to the label ``to``.
 
-        ``flush`` is WBINVD on this CPU, or on all (``where`` says which).
+        ``flush`` is WBINVD on this CPU, or on all at once, ``everywhere``.
         """
+        where = "every CPU" if everywhere else "this CPU"
         g = self.flow.g
         down = self.command("SNP_SHUTDOWN_EX", iommu=1)
         reclaimed = "SNP is off, the IOMMU's pages are shared again"
@@ -160,7 +163,7 @@ class SnpHost:
             op(
                 f"{who}: SEV SHUTDOWN, WBINVD on {where}, SHUTDOWN_EX",
                 do=[*self.command("SHUTDOWN"), *flush, *down],
-                cost=costs.WBINVD + 2 * cost,
+                cost=(self.all_flush if everywhere else costs.WBINVD) + 2 * cost,
             ),
         )
         agent.at(

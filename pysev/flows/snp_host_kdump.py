@@ -344,7 +344,7 @@ class SnpHostKdump(SnpHost):
 
     def try_shutdown(self, who: str, to: str) -> None:
         flush = [self.psp.wbinvd(self.flow.boot)]
-        self.attempt(self.boot, who, flush, "this CPU", to)
+        self.attempt(self.boot, who, flush, to, everywhere=False)
 
     def crash_shutdown(self) -> None:
         """A5, and whatever a design has behind it."""

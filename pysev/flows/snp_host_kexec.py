@@ -108,7 +108,7 @@ class SnpHostKexec(SnpHost):
             boot.at("destroy", op(text, do=do, cost=cost))
         boot.phase("shut SNP down")
         everywhere = [self.psp.wbinvd(flow.boot), self.psp.wbinvd_others()]
-        self.attempt(boot, "ccp shutdown", everywhere, "every CPU", "stop")
+        self.attempt(boot, "ccp shutdown", everywhere, "stop", everywhere=True)
         boot.phase("stop the other CPUs")
         do = [put(g.waiting, n_others), each(put(other.stop, 1))]
         boot.at("stop", op("REBOOT_VECTOR to all other CPUs", do=do, cost=costs.IPI))
