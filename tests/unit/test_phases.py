@@ -109,7 +109,8 @@ def test_every_vmgexit_of_a_kexec_falls_into_one_phase():
     scenario = find("sev-es-kexec/jump-table")
     machine = machine_of(64)
     result = run(scenario.build(machine), machine)
-    phases = {p.name: p for p in result.analysis.phases}
+    mine = [p for p in result.analysis.phases if p.agent == result.analysis.boot]
+    phases = {p.name: p for p in mine}
     assert sum(p.vmgexits for p in phases.values()) == sum(result.vmgexits.values())
     assert phases["stop other CPUs"].vmgexits == 63
     assert phases["boot the new kernel"].vmgexits == 2
