@@ -21,7 +21,7 @@ With ``fingerprints`` the key of a state is given up after its level and 64 bits
 it: two states may then be taken for one, with odds of about n**2 / 2**65 in n states.
 
 With ``alone``, the reduction of local operations: where an operation that is declared to be
-independent of all others is possible, it is the only one that is followed. ``pysev.reduction``
+independent of all others is possible, it is the only one that is followed. ``pysev.checking.reduction``
 says which are.
 
 ``ghcbcore.plainexplorer`` does the same over whole records and without any of this; the tests hold
