@@ -473,3 +473,32 @@ def test_parents_and_keys_on_disk_are_those_of_the_search(saved):
     parents = np.fromfile(saved / "parents.bin", np.uint32)
     assert len(parents) == header["written"]["parents"] == check(scenario(), 4, depth=60).states
     assert (parents[1:] < np.arange(1, len(parents))).all()
+
+
+# -- the command -------------------------------------------------------------------------------
+
+
+def command(*words):
+    """Run ``pysev check --json``; return the exit status, the result and standard error."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "pysev", "check", *words, "--json"],
+        capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    return done.returncode, json.loads(done.stdout) if done.stdout else None, done.stderr
+
+
+def test_the_command_takes_up_what_it_left(tmp_path):
+    words = (NAME, "--cpus", "4", "--checkpoint", str(tmp_path))
+    _, first, _ = command(*words, "--depth", "10")
+    assert (first["complete"], first["stopped"], first["depth"]) == (False, "depth", 10)
+    _, result, _ = command(*words)
+    expected = check(scenario(), 4).as_json()
+    for name in ("verdict", "property", "states", "transitions", "depth", "counterexample"):
+        assert result[name] == expected[name], name
+
+
+def test_the_command_names_a_folder_of_another_search_in_one_line(tmp_path):
+    command(NAME, "--cpus", "3", "--checkpoint", str(tmp_path))
+    status, result, error = command(NAME, "--cpus", "4", "--checkpoint", str(tmp_path))
+    assert (status, result) == (2, None)
+    assert "search.json: another search" in error and len(error.splitlines()) == 1
