@@ -1038,8 +1038,7 @@ max_bytes=8589934592, n_threads=1, fingerprints=False, alone=None)\n--\n
         self.marks = &marks[0]
         self.met = 0
         self.n_edges = 0
-        self.subs[N_SUBS].learns = True
-        self.subs[N_SUBS].missed = False
+        self.subs[N_SUBS].learns = False  # a part that was never met is of no state that was found
         return 0
 
     cdef int _look_ends(self) except -1:
@@ -1060,6 +1059,7 @@ max_bytes=8589934592, n_threads=1, fingerprints=False, alone=None)\n--\n
             if self.marks[state]:
                 continue
             self.met = 0
+            self.subs[N_SUBS].missed = False
             with nogil:
                 self._expand_one(self.subs + N_SUBS, state)
             self.marks[state] = self.met
@@ -1087,6 +1087,7 @@ max_bytes=8589934592, n_threads=1, fingerprints=False, alone=None)\n--\n
             self.edges_ = &view[0, 0]
             self.looking = state
             self.met = 0
+            self.subs[N_SUBS].missed = False
             with nogil:
                 self._expand_one(self.subs + N_SUBS, state)
             if self.met:
