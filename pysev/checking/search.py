@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,9 @@ PERMUTED = 1 << 12
 
 WALKS, WALK_STEPS = 8, 32
 """Walks of so many steps on which it is tried whether operations do."""
+
+NUMBERED = 8
+"""States of a chunk in which each operation that asks for a number is looked for and tried."""
 
 PROGRESS_SECONDS = 0.5
 CHECKPOINT_SECONDS = 60.0
@@ -110,6 +114,11 @@ class Search:
     _told: tuple[float, int] = (0.0, 0)
     _saved: float = 0.0
     _began: float = 0.0
+
+    @cached_property
+    def numbering(self) -> list[int]:
+        """Alternatives that ask for the number of a CPU."""
+        return symmetry.numbering(self.compiled)
 
     def run(self) -> None:
         ex = self.explorer
@@ -211,6 +220,8 @@ class Search:
         states = self.view(gids, sids)
         if self.options.symmetric and self.n_permuted < PERMUTED and self.compiled.n_others > 1:
             self._permute(gids, sids)
+        if self.options.symmetric and self.compiled.n_others > 1 and self.numbering:
+            self._permute_numbers(gids, sids)
         bad = np.zeros(end - begin, dtype=bool)
         for p in self.properties:
             if p.kind == "always":
@@ -239,6 +250,19 @@ class Search:
         for order in (places[::-1], np.roll(places, 1), random.permutation(places)):
             permuted = np.ascontiguousarray(sids[:, order])
             symmetry.refuse_order(self.properties, self.view(gids, sids), self.view(gids, permuted))
+
+    def _permute_numbers(self, gids: Array, sids: Array) -> None:
+        """Try operations that ask for a number where CPUs have changed places: where one stands."""
+        global_table, slice_table = self.explorer.tables()
+        for alt in self.numbering:
+            agent, pc = self.compiled.agent_of(alt), self.compiled.program.alts[alt]["pc"]
+            table, ids = (slice_table, sids) if agent.per_cpu else (global_table, gids[:, None])
+            there = np.flatnonzero((table[:, agent.pc.index][ids] == pc).any(axis=1))
+            some = there[np.linspace(0, len(there) - 1, min(NUMBERED, len(there))).astype(np.intp)]
+            symmetry.refuse_unlike_steps(
+                self.compiled,
+                [np.concatenate([global_table[gids[i]], *slice_table[sids[i]]]) for i in some],
+            )
 
     def _good_ends(self, states: States) -> Array:
         good = np.ones(len(states), dtype=bool)

@@ -19,7 +19,14 @@ from ..flow import Property
 from ..states import States
 from .result import Array, PropertyError, predicate
 
-__all__ = ["AsymmetryError", "asks_for_numbers", "refuse_order", "refuse_unlike_steps"]
+__all__ = [
+    "AsymmetryError",
+    "asks_for_numbers",
+    "numbering",
+    "other_order",
+    "refuse_order",
+    "refuse_unlike_steps",
+]
 
 
 class AsymmetryError(SevError):
@@ -51,6 +58,22 @@ def asks_for_numbers(compiled: Compiled) -> bool:
     return bool((compiled.program.insns["op"] == lib.GHCB_OP_NUMBER).any())
 
 
+def other_order(random: np.random.Generator, n: int) -> Array:
+    """Return ``n`` CPUs in an order drawn at random, but not in the one that would try nothing."""
+    places = random.permutation(n)
+    return np.roll(places, 1) if np.array_equal(places, np.arange(n)) else places
+
+
+def numbering(compiled: Compiled) -> list[int]:
+    """Return the alternatives that ask for the number of a CPU."""
+    asks = compiled.program.insns["op"] == lib.GHCB_OP_NUMBER
+    return [
+        i
+        for i, alt in enumerate(compiled.program.alts)
+        if asks[int(alt["effect"]) : int(alt["effect"]) + int(alt["n_effects"])].any()
+    ]
+
+
 def refuse_unlike_steps(compiled: Compiled, records: Sequence[Array]) -> None:
     """Refuse a flow one of whose steps leads elsewhere if CPUs change places.
 
@@ -62,7 +85,7 @@ def refuse_unlike_steps(compiled: Compiled, records: Sequence[Array]) -> None:
     program, n = compiled.program, compiled.n_others
     random = np.random.default_rng(0)
     for record in records:
-        places = random.permutation(n)
+        places = other_order(random, n)
         other = _permuted(compiled, record, places)
         where = np.argsort(places)
         for alt, own, bound in program.moves(record):
