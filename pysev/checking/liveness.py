@@ -117,40 +117,46 @@ def _fair_component(
 ) -> Array | None:
     """Return the states of a component in which one can go round fairly; None if there is none."""
     left = states.copy()
+    can_act = {a: np.isin(np.arange(n), where) for a, where in able.items()}
     while True:
         kept = left[source] & left[target]
         s, t, who = source[kept], target[kept], agent[kept]
         label = components(n, np.ascontiguousarray(s), np.ascontiguousarray(t))
-        within = label[s] == label[t]
+        within = np.flatnonzero(label[s] == label[t])
         removed = False
-        for number in np.unique(label[s[within]]):
-            here = within & (label[s] == number)
-            members = np.flatnonzero(left & (label == number))
-            taken = set(np.unique(who[here]).tolist())
+        states_of, agents_of = _by_label(label, np.flatnonzero(left)), _by_label(label[s], within)
+        for number, steps in agents_of.items():
+            members = states_of[number]
+            taken = set(np.unique(who[steps]).tolist())
             unfair = [
                 a
-                for a, where in able.items()
-                if a not in taken and _counts(members, where, fairness)
+                for a, where in can_act.items()
+                if a not in taken and _counts(where[members], fairness)
             ]
             if not unfair:
                 return np.array(members, dtype=np.int64)
             if fairness == "strong":  # the states in which it can act are what is in the way
                 for a in unfair:
-                    left[np.intersect1d(members, able[a])] = False
-                removed = True
+                    left[members[can_act[a][members]]] = False
             else:
                 left[members] = False
-                removed = True
+            removed = True
         if not removed:
             return None
 
 
-def _counts(members: Array, where: Array, fairness: str) -> bool:
-    """Return whether an agent that can act in ``where`` is put off by going round ``members``."""
-    n_able = int(np.isin(members, where, assume_unique=True).sum())
+def _by_label(label: Array, which: Array) -> dict[int, Array]:
+    """Return the elements of ``which``, in order, for each label that one of them has."""
+    order = which[np.argsort(label[which], kind="stable")]
+    numbers, first = np.unique(label[order], return_index=True)
+    return dict(zip(numbers.tolist(), np.split(order, first[1:]), strict=False))
+
+
+def _counts(is_able: Array, fairness: str) -> bool:
+    """Return whether an agent is put off by going round states in which it ``is_able`` to act."""
     if fairness == "none":
         return False
-    return n_able == len(members) if fairness == "weak" else n_able > 0
+    return bool(is_able.all() if fairness == "weak" else is_able.any())
 
 
 def _to(graph: Graph, start: Array, source: Array, target: Array, end: int) -> tuple[int, ...]:
