@@ -394,6 +394,8 @@ cdef extern from "ghcbcore/nae.h" nogil:
     const uint64_t GHCB_NAE_SNP_GUEST_REQUEST
     const uint64_t GHCB_NAE_SNP_EXT_GUEST_REQUEST
     const uint64_t GHCB_NAE_SNP_AP_CREATION
+    const uint64_t GHCB_NAE_HV_IPI
+    const unsigned int GHCB_AP_CREATE_APIC_ID_SHIFT
     const uint64_t GHCB_NAE_HV_FEATURES
     const uint64_t GHCB_NAE_TERMINATE
     const uint64_t GHCB_NAE_UNSUPPORTED

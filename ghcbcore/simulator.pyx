@@ -147,6 +147,7 @@ cdef class Simulator:
     cdef uint32_t *reader_first  # of each word of a slice: which binders test it
     cdef uint32_t *readers
     cdef uint32_t *n_calls
+    cdef uint8_t *by_call  # of each alternative: it reaches CPUs it has not bound by calls alone
     # trace
     cdef object _events
     cdef ghcb_trace_t trace
@@ -223,7 +224,7 @@ cdef class Simulator:
         insns, alts = program.insns, program.alts
         self.slots = int(_np.diff(program.positions).max())
         per_position = {}
-        firsts, runs, calls = [0], [], []
+        firsts, runs, calls, by_call = [0], [], [], []
         vcpu = range(clib.GHCB_VCPU_WORDS)
         for alt in alts:
             guards = insns[int(alt["guard"]) : int(alt["guard"]) + int(alt["n_guards"])]
@@ -231,7 +232,7 @@ cdef class Simulator:
             n = 2 * max(1, len(other))
             position = (int(alt["role"]), int(alt["pc"]))
             per_position[position] = per_position.get(position, 0) + n
-            words, n_calls = set(), 0
+            words, n_calls, only_calls = set(), 0, True
             for insn in insns[int(alt["effect"]) : int(alt["effect"]) + int(alt["n_effects"])]:
                 if insn["op"] == clib.GHCB_OP_CALL:
                     words |= {int(insn["a"]) + i for i in vcpu} | set(range(clib.GHCB_VM_WORDS))
@@ -246,8 +247,11 @@ cdef class Simulator:
                     n_calls += 1
                 elif insn["op"] == clib.GHCB_OP_REACH:
                     words |= {int(insn["a"])} | self._reached(int(insn["mask"]))
+                    only_calls = False
                 elif insn["op"] == clib.GHCB_OP_NUMBER:
                     words.add(int(insn["a"]))
+                elif insn["op"] == clib.GHCB_OP_EACH:
+                    only_calls = False
                 elif insn["op"] in (clib.GHCB_OP_SET, clib.GHCB_OP_ADD, clib.GHCB_OP_SHR):
                     words.add(int(insn["a"]))
             run = None
@@ -260,8 +264,13 @@ cdef class Simulator:
             firsts.append(len(runs))
             # of an EACH with no CPU to take, what stands around it is left
             calls.append(n_calls * (max(1, self.n_others) if alt["each"] else 1))
+            by_call.append(only_calls)
         self.n_watches = max(per_position.values()) + 1  # its own position
         self.n_calls = <uint32_t *> self._numbers(calls)
+        self.by_call = <uint8_t *> self._array(len(alts), _np.uint8)
+        cdef Py_ssize_t i
+        for i in range(len(alts)):
+            self.by_call[i] = by_call[i]
         self.run_first = <uint32_t *> self._numbers(firsts)
         self.runs = <Run *> self._numbers([number for run in runs for number in run])
 
@@ -655,6 +664,7 @@ cdef class Simulator:
         cdef const ghcb_alt_t *alt = self.program.alt + a
         cdef uint64_t *other_slice = self.slices + other * self.program.n_slice if other != NONE else own
         cdef Py_ssize_t k
+        cdef uint64_t first_event = self.trace.n
         self.trace.now_ns = self.now_ns
         self.trace.cost_ns = alt.cost_ns
         if self.trace.n + self.n_calls[a] > self.capacity:
@@ -668,11 +678,47 @@ cdef class Simulator:
         self.executed_[a] += 1
         if alt.each:
             self.compare(a, NONE, NONE)  # what exists once changes with no other CPU, too
-            for k in range(self.n_others):
-                self.compare(a, k, k)
+            if self.by_call[a] and self.is_narrow(first_event):
+                k = NONE
+                while True:
+                    k = self.next_reached(k, self.agents[agent].slice, other, first_event)
+                    if k == self.n_others:
+                        break
+                    self.compare(a, k, k)
+            else:
+                for k in range(self.n_others):
+                    self.compare(a, k, k)
         else:
             self.compare(a, self.agents[agent].slice, other)
         return 0
+
+    cdef bint is_narrow(self, uint64_t first_event) noexcept nogil:
+        """Answer whether no call since an event was one that may reach any number of vCPUs."""
+        cdef uint64_t i
+        for i in range(first_event, self.trace.n):
+            if self.trace.events[i].sw_exit_code == clib.GHCB_NAE_HV_IPI:
+                return False
+        return True
+
+    cdef Py_ssize_t next_reached(
+        self, Py_ssize_t after, Py_ssize_t own, Py_ssize_t other, uint64_t first_event
+    ) noexcept nogil:
+        """Return the first CPU behind ``after`` that an operation has reached, by itself or by an AP
+        creation since an event; the number of CPUs if there is none."""
+        cdef Py_ssize_t found = self.n_others
+        cdef Py_ssize_t target
+        cdef uint64_t i
+        if after < own < found:
+            found = own
+        if after < other < found:
+            found = other
+        for i in range(first_event, self.trace.n):
+            if self.trace.events[i].sw_exit_code != clib.GHCB_NAE_SNP_AP_CREATION:
+                continue
+            target = <Py_ssize_t> (self.trace.events[i].sw_exit_info_1 >> clib.GHCB_AP_CREATE_APIC_ID_SHIFT) - 1
+            if after < target < found:
+                found = target
+        return found
 
     cdef void compare(self, uint32_t a, Py_ssize_t own, Py_ssize_t other) noexcept nogil:
         """Tell the watchers of the words that an alternative wrote, where they changed."""

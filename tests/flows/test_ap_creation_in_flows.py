@@ -12,9 +12,11 @@ from ghcbcore.profile import Profile
 from pysev.checking import check
 from pysev.flow import Flow, FlowError, add, number_of, op, put, when
 from pysev.simulate import run
-from pysev.words import create_ap, destroy_ap, halt
+from pysev.words import ask_nae, create_ap, destroy_ap, halt
 
 GHCB, VMSA = 0x1000, 0x5000
+EVENTS = (lib.GHCB_NAE_SNP_AP_CREATION, lib.GHCB_NAE_HV_IPI)
+NMI_TO_ALL_OTHERS = 0xC_4400  # of the interrupt command register
 
 
 def ap_flow() -> Flow:
@@ -132,3 +134,28 @@ def test_a_destroyed_cpu_that_runs_ends_the_vm() -> None:
     again.at("done", ends=True)
     flow.always("lives", lambda s: s.vm.event == lib.GHCB_EVENT_NONE)
     assert check(flow, 2).verdict == "violated"
+
+
+@pytest.mark.parametrize("reaches", ["AP creation", "IPI"])
+def test_a_run_wakes_who_is_reached_without_being_bound(reaches: str) -> None:
+    """By APIC ID 3, or by NMI to all but the sender; watchers sleep until their words change."""
+    ipi = reaches == "IPI"
+    profile = Profile(guest=lib.GHCB_GUEST_SNP, nae_events=EVENTS)
+    flow = Flow("unbound", profile)
+    flow.start(registered_gpa=GHCB)
+    flow.per_cpu(woken=0)
+    cpu, boot = flow.cpu, flow.agent("boot CPU")
+    code, info_1 = lib.GHCB_NAE_SNP_AP_CREATION, 3 << 32 | lib.GHCB_AP_CREATE_NOW
+    if ipi:
+        code, info_1 = lib.GHCB_NAE_HV_IPI, NMI_TO_ALL_OTHERS
+    ask = ask_nae(flow.boot, GHCB, code, info_1, 0 if ipi else VMSA)
+    boot.at("ask", op(reaches, do=ask, after=1_000_000))
+    boot.at("asked", ends=True)
+    ap = flow.agent("AP", per_cpu=True)
+    woken = [cpu.nmi_pending == 1] if ipi else [cpu.entry == lib.GHCB_ENTRY_VMSA]
+    ap.at("sleeps", op("is reached", when=woken, do=[put(cpu.woken, 1)]), ends=True)
+    ap.at("woken", ends=True)
+    result = run(flow, pysev.Machine.of(6))
+    assert result.verdict == "holds"
+    states = pysev.States.of_record(flow.compile(6), result.record)
+    assert states.cpu.woken[0].tolist() == ([1] * 5 if ipi else [0, 0, 1, 0, 0])

@@ -87,7 +87,7 @@ def test_both_searches_find_the_same_of_a_scenario(name, n_cpus):
     compiled = compiled_scenario(name, n_cpus)
     _, slow = assert_same_space(compiled)
     ex = assert_same_up_to_order(compiled, slow)
-    # an operation on a place inside an `each` may depend on the order of CPUs: those flows count all
+    # an operation on a place in an `each` may depend on the order of CPUs: all of them count
     assert ex.symmetric != name.startswith("snp-host-kdump/orderly-kexec")
     assert ex.n_states == plain(compiled, True).n_states
 
