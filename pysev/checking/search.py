@@ -18,7 +18,7 @@ from ..compiler import Compiled
 from ..flow import Flow, Property
 from ..states import States
 from . import liveness, reduction, symmetry
-from .checkpoint import Checkpoint, identity
+from .checkpoint import BadCheckpoint, Checkpoint, identity
 from .result import (
     BUILT_IN,
     DEADLOCK,
@@ -366,7 +366,8 @@ def check(
         Bound on the memory for states; beyond it the result is not ``complete``. A search takes
         some MiB before its first state.
     seconds, depth : float, int, optional
-        Bounds on time, looked at between pieces of 65,536 states, and on the number of steps.
+        Bounds on time, looked at between pieces of 65,536 states, and on the number of steps; of
+        the reduced search, where it is ``reduced``.
     progress : function, optional
         Called with a ``Progress`` about twice a second.
     checkpoint : str, optional
@@ -604,4 +605,6 @@ def _search(
         except NarrowIds:
             continue
         return search
+    if search is None and keep is not None:
+        raise BadCheckpoint(f"{keep.folder}: ids of widths {keep.widths}")
     raise SevError(f"{compiled.flow.name}: more than 65536 distinct states of one CPU")

@@ -422,6 +422,7 @@ def _loads(data):
 
 
 ABSURD = {
+    "widths": [[2, 2], [8, 1], [0, 0]],
     "n_words": [0, -1, 5, 10**30, "x", None],
     "n_transitions": [-1, 1 << 64, "x", None],
     "begin": [-1, 10**30, 0, "x"],
