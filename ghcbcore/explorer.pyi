@@ -1,54 +1,16 @@
-from typing import Self, SupportsIndex, final
+from typing import SupportsIndex, final
 
 import numpy as np
 import numpy.typing as npt
 
-from ghcbcore.machine import Program
+from ghcbcore.statespace import MemoryLimit, NarrowIds, StateSpace
 
 __all__ = ["Explorer", "MemoryLimit", "NarrowIds"]
 
-class NarrowIds(Exception): ...
-class MemoryLimit(Exception): ...
-
 @final
-class Explorer:
-    def __new__(
-        cls,
-        program: Program,
-        record: npt.NDArray[np.uint64],
-        *,
-        symmetric: bool = True,
-        global_bytes: SupportsIndex = 2,
-        slice_bytes: SupportsIndex = 1,
-        max_bytes: SupportsIndex = 8589934592,
-        n_threads: SupportsIndex = 1,
-        fingerprints: bool = False,
-        alone: npt.NDArray[np.uint8] | None = None,
-    ) -> Self: ...
-    @property
-    def program(self) -> Program: ...
-    @property
-    def n_others(self) -> int: ...
-    @property
-    def symmetric(self) -> bool: ...
-    @property
-    def fingerprints(self) -> bool: ...
+class Explorer(StateSpace):
     @property
     def n_threads(self) -> int: ...
-    @property
-    def n_states(self) -> int: ...
-    @property
-    def n_transitions(self) -> int: ...
-    @property
-    def n_executed(self) -> int: ...
-    @property
-    def max_bytes(self) -> int: ...
-    @property
-    def terminals(self) -> npt.NDArray[np.uint32]: ...
-    @property
-    def n_parts(self) -> tuple[int, int]: ...
-    @property
-    def n_bytes(self) -> int: ...
     def reach_back(self, marks: npt.NDArray[np.uint8]) -> None: ...
     def expand(
         self,
@@ -56,31 +18,6 @@ class Explorer:
         end: SupportsIndex,
         skip: npt.NDArray[np.uint8] | None = None,
     ) -> None: ...
-    def tables(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]: ...
-    def part_ids(
-        self, first: SupportsIndex, end: SupportsIndex
-    ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint16]]: ...
-    def part_ids_of(
-        self, states: npt.NDArray[np.uint32]
-    ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint16]]: ...
-    def release(self, before: SupportsIndex) -> None: ...
     def edges(
         self,
     ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32], npt.NDArray[np.uint32]]: ...
-    def stored(
-        self, first: SupportsIndex, end: SupportsIndex
-    ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint32]]: ...
-    @property
-    def learned(self) -> npt.NDArray[np.uint64]: ...
-    def restore(
-        self,
-        global_parts: npt.NDArray[np.uint64],
-        slice_parts: npt.NDArray[np.uint64],
-        keys: npt.NDArray[np.uint64],
-        parents: npt.NDArray[np.uint32],
-        terminals: npt.NDArray[np.uint32],
-        learned: npt.NDArray[np.uint64],
-        n_transitions: SupportsIndex,
-    ) -> None: ...
-    def path(self, state: SupportsIndex) -> list[int]: ...
-    def state_of(self, record: npt.NDArray[np.uint64]) -> int: ...
