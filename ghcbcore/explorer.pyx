@@ -62,7 +62,7 @@ __all__ = ["Explorer", "MemoryLimit", "NarrowIds"]
 
 
 cdef enum:
-    SUB = 1024                # states of a piece
+    SUB = 256                 # states of a piece
     N_SUBS = 16               # pieces of a round
     THREADED = 4              # pieces from which on a round is worth waking threads for
     MAX_THREADS = 64
