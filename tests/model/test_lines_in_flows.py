@@ -180,7 +180,8 @@ def programs(draw, most=4):
 
 def both(boot, others, n_cpus, coherent):
     made = Built(boot, others, n_cpus, coherent)
-    result = check(made.flow, n_cpus)
+    # CPUs have programs of their own: which is which matters to what is collected
+    result = check(made.flow, n_cpus, symmetric=False)
     assert result.verdict == "holds" and result.complete
     results, reads = of_the_oracle(boot, others, n_cpus, coherent)
     assert made.results == results
