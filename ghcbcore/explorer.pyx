@@ -34,7 +34,7 @@ from time import sleep as _sleep
 import numpy as _np
 
 from ghcbcore import errors as _errors
-from ghcbcore.statespace import MemoryLimit, NarrowIds
+from ghcbcore.statespace import MemoryLimit, NarrowIds, _grown
 
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
@@ -714,9 +714,3 @@ max_bytes=8589934592, n_threads=1, fingerprints=False, alone=None)\n--\n
     cdef Py_ssize_t _most_successors(self) except -1:
         """Return a bound on the successors of one state: every alternative, for every two CPUs."""
         return len(self.program.alts) * (self.n_others + 1) * (self.n_others + 1)
-
-
-def _grown(array, n):
-    out = _np.zeros((n, *array.shape[1:]), dtype=array.dtype)
-    out[: len(array)] = array
-    return out

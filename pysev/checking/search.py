@@ -53,10 +53,6 @@ PROGRESS_SECONDS = 0.5
 CHECKPOINT_SECONDS = 60.0
 
 
-class _SawMore(Exception):
-    """A property has read what it had not read before: the reduction does not stand."""
-
-
 @dataclass(frozen=True)
 class Progress:
     """How far a search is; handed to ``progress`` twice a second."""
@@ -413,7 +409,7 @@ def check(
     if options.symmetric and symmetry.asks_for_numbers(compiled):
         symmetry.refuse_unlike_steps(compiled, list(_walks(compiled)))
     search = _reduced(compiled, everything, options) if reduced else None
-    if search is not None and (search.first or not _all_reached(search)):
+    if search is not None and (search.first or not all(search.reached.values())):
         # the same once more for a shortest way, unless that takes too much
         whole = _search(compiled, everything, replace(options, depth=_depth_to_look(search, depth)))
         if whole.first or not whole.stopped:
@@ -432,10 +428,6 @@ def _depth_to_look(search: Search, depth: int | None) -> int | None:
         return depth
     deepest = 1 + max(d for d, _ in search.first.values())
     return deepest if depth is None else min(depth, deepest)
-
-
-def _all_reached(search: Search) -> bool:
-    return all(search.reached.values())
 
 
 def _result(search: Search, lively: Lively | None, began: float) -> CheckResult:

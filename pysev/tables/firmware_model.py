@@ -80,10 +80,6 @@ class Snp(enum.IntEnum):
 
     UNINIT = lib.GHCB_FW_SNP_UNINIT
     INIT = lib.GHCB_FW_SNP_INIT
-    CLEAN = lib.GHCB_FW_CLEAN
-    ALLOC = lib.GHCB_FW_ALLOC
-    IN_USE = lib.GHCB_FW_IN_USE
-    DIRTY = lib.GHCB_FW_DIRTY
 
 
 class Cell(enum.IntEnum):
